@@ -1,0 +1,219 @@
+//! The configuration as a person writes it: the tables and keys of the file, before anything is checked.
+
+use rust_i18n::t;
+use serde::Deserialize;
+
+use super::{Finding, Language};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct File {
+    pub(super) listen: String,
+    pub(super) language: String,
+    pub(super) trusted_proxies: Vec<String>,
+    pub(super) database: Database,
+    pub(super) log: Log,
+    pub(super) service: Service,
+    pub(super) merchant: Vec<Merchant>,
+    pub(super) package: Vec<Package>,
+    pub(super) orders: Orders,
+    pub(super) telegram: Telegram,
+}
+
+impl Default for File {
+    fn default() -> Self {
+        Self {
+            listen: "0.0.0.0:5002".into(),
+            language: "zh".into(),
+            trusted_proxies: vec!["127.0.0.1".into()],
+            database: Database::default(),
+            log: Log::default(),
+            service: Service::default(),
+            merchant: Vec::new(),
+            package: Vec::new(),
+            orders: Orders::default(),
+            telegram: Telegram::default(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Database {
+    pub(super) url: String,
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Self { url: "sqlite:data/telegram_bot_v2.db".into() }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Log {
+    pub(super) file: String,
+    pub(super) level: String,
+    pub(super) console: bool,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { file: "logs/payment_webhook_v1.log".into(), level: "info".into(), console: true }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Service {
+    pub(super) pid_file: String,
+    pub(super) start_timeout_s: u32,
+    pub(super) stop_timeout_s: u32,
+}
+
+impl Default for Service {
+    fn default() -> Self {
+        Self { pid_file: "data/webhookctl.pid".into(), start_timeout_s: 15, stop_timeout_s: 30 }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Merchant {
+    pub(super) pid: String,
+    pub(super) key: Option<String>,
+    pub(super) key_file: Option<String>,
+    pub(super) platform_public_key_file: Option<String>,
+    pub(super) private_key_file: Option<String>,
+    #[serde(default = "v1")]
+    pub(super) protocol: String,
+    pub(super) gateway_url: Option<String>,
+    pub(super) notify_url: Option<String>,
+    pub(super) return_url: Option<String>,
+    #[serde(default = "signature")]
+    pub(super) proof: String,
+    #[serde(default)]
+    pub(super) allow_ips: Vec<String>,
+    #[serde(default)]
+    pub(super) sandbox: bool,
+}
+
+fn v1() -> String {
+    "v1".into()
+}
+
+fn signature() -> String {
+    "signature".into()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Package {
+    pub(super) id: String,
+    pub(super) name: String,
+    pub(super) price: String,
+    pub(super) credits: i64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Orders {
+    pub(super) expire_after_s: u32,
+    pub(super) late: String,
+}
+
+impl Default for Orders {
+    fn default() -> Self {
+        Self { expire_after_s: 1800, late: "credit".into() }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Telegram {
+    pub(super) bot_username: String,
+    pub(super) token: Option<String>,
+    pub(super) token_file: Option<String>,
+    pub(super) api_base: String,
+    pub(super) admin_chat_id: i64,
+}
+
+impl Default for Telegram {
+    fn default() -> Self {
+        Self {
+            bot_username: String::new(),
+            token: None,
+            token_file: None,
+            api_base: "https://api.telegram.org".into(),
+            admin_chat_id: 0,
+        }
+    }
+}
+
+/// Parses the file, and makes its language that of the process as soon as it is known, so that errors speak it.
+pub(super) fn parse(text: &str) -> Result<File, Finding> {
+    let written: Option<String> = text
+        .parse()
+        .ok()
+        .and_then(|table: toml::Table| table.get("language")?.as_str().map(str::to_owned));
+    let language = written.as_deref().and_then(Language::from_name);
+    language.unwrap_or(Language::Chinese).activate();
+    toml::from_str(text).map_err(|error| finding(&error, text))
+}
+
+fn finding(error: &toml::de::Error, text: &str) -> Finding {
+    let before = error.span().map_or("", |span| &text[..span.start]);
+    let line = before.matches('\n').count() + 1;
+    let message = error.message();
+    let place = t!("config.line", line = line);
+    match UnknownKey::in_message(message) {
+        Some(unknown) => Finding {
+            key: unknown.key.to_owned(),
+            text: match unknown.nearest() {
+                Some(nearest) => t!("config.unknown_key_near", place = place, nearest = nearest).into(),
+                None => t!("config.unknown_key", place = place, known = unknown.known.join(", ")).into(),
+            },
+        },
+        None => Finding {
+            key: match message.strip_prefix("missing field ") {
+                Some(missing) => missing.trim_matches('`').to_owned(),
+                None => key_of_line(text.lines().nth(line - 1).unwrap_or_default()),
+            },
+            text: t!("config.bad_toml", place = place, message = message).into(),
+        },
+    }
+}
+
+/// The key of a line such as `listen = 1`.
+fn key_of_line(line: &str) -> String {
+    line.split_once('=').map_or("", |(key, _)| key.trim()).to_owned()
+}
+
+/// What serde says of a key that no struct has: the only place where it tells the known ones.
+struct UnknownKey<'a> {
+    key: &'a str,
+    known: Vec<&'a str>,
+}
+
+impl<'a> UnknownKey<'a> {
+    fn in_message(message: &'a str) -> Option<Self> {
+        message.starts_with("unknown field ").then_some(())?;
+        let mut names = quoted(message);
+        Some(Self { key: names.next()?, known: names.collect() })
+    }
+
+    /// The known key that was probably meant.
+    fn nearest(&self) -> Option<&'a str> {
+        self.known
+            .iter()
+            .copied()
+            .map(|known| (strsim::damerau_levenshtein(self.key, known), known))
+            .filter(|(distance, known)| *distance <= 3.max(known.len() / 2))
+            .min()
+            .map(|(_, known)| known)
+    }
+}
+
+fn quoted(message: &str) -> impl Iterator<Item = &str> {
+    message.split('`').skip(1).step_by(2)
+}

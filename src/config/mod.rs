@@ -1,0 +1,357 @@
+//! The configuration: a TOML file, a few environment variables of the older service, and defaults that run as they are.
+//!
+//! [`load`] reads everything once and checks everything: what it returns is in force as it stands, with absolute paths, keys
+//! read from their files and amounts parsed. [`Config`] serializes to what `config show` prints, with secrets masked.
+
+mod check;
+mod file;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use rust_i18n::t;
+use serde::Serialize;
+
+use crate::epay::Credentials;
+use crate::money::Amount;
+use crate::named::named_enum;
+use crate::secret::Secret;
+use crate::settlement::LatePolicy;
+
+/// The file that is read where none is named.
+pub const DEFAULT_FILE: &str = "webhookctl.toml";
+/// The environment variable that names the file.
+pub const FILE_VARIABLE: &str = "WEBHOOKCTL_CONFIG";
+/// A commented example, with `%{sandbox_key}` where a key of its own belongs.
+pub const EXAMPLE: &str = include_str!("example.toml");
+
+/// The whole configuration, checked.
+#[derive(Clone, Debug, Serialize)]
+pub struct Config {
+    /// Where the public HTTP server listens; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// The language of logs, command output and texts for buyers.
+    pub language: Language,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: AddressList,
+    /// Where orders and credits are kept.
+    pub database: Database,
+    /// Where log records go.
+    pub log: Log,
+    /// How the service is run.
+    pub service: ServiceConfig,
+    /// Whose notifications are accepted.
+    #[serde(rename = "merchant")]
+    pub merchants: Vec<Merchant>,
+    /// What can be bought.
+    #[serde(rename = "package")]
+    pub packages: Vec<Package>,
+    /// How orders expire.
+    pub orders: OrdersConfig,
+    /// How buyers and the operator are told.
+    pub telegram: Telegram,
+}
+
+named_enum! {
+    /// A language that there are texts in.
+    Language {
+        /// Chinese.
+        Chinese = "zh",
+        /// English.
+        English = "en",
+    }
+}
+
+impl Language {
+    /// Makes this the language of all texts of this process.
+    pub fn activate(self) {
+        rust_i18n::set_locale(self.name());
+    }
+}
+
+/// Addresses and networks, such as `127.0.0.1` or `10.0.0.0/8`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct AddressList(pub Vec<IpNet>);
+
+impl AddressList {
+    /// Whether one of them contains `address`; an IPv4 address counts as itself in its IPv6 form too.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.0.iter().any(|net| net.contains(&address))
+    }
+}
+
+/// `[database]`
+#[derive(Clone, Debug, Serialize)]
+pub struct Database {
+    /// Which engine, and where.
+    pub url: DatabaseUrl,
+}
+
+/// A database that the store can open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DatabaseUrl {
+    /// An SQLite file.
+    Sqlite(PathBuf),
+}
+
+impl Serialize for DatabaseUrl {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self::Sqlite(path) = self;
+        serializer.collect_str(&format_args!("sqlite:{}", path.display()))
+    }
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Serialize)]
+pub struct Log {
+    /// The log file.
+    pub file: PathBuf,
+    /// The least level that is logged.
+    pub level: LogLevel,
+    /// Whether records go to standard error too.
+    pub console: bool,
+}
+
+named_enum! {
+    /// How important a log record is.
+    LogLevel {
+        /// For finding a fault in the program.
+        Debug = "debug",
+        /// What happened.
+        Info = "info",
+        /// What a person should look at.
+        Warning = "warning",
+        /// What did not work.
+        Error = "error",
+    }
+}
+
+impl LogLevel {
+    /// The filter that lets this level and all above it through.
+    pub fn filter(self) -> log::LevelFilter {
+        match self {
+            Self::Debug => log::LevelFilter::Debug,
+            Self::Info => log::LevelFilter::Info,
+            Self::Warning => log::LevelFilter::Warn,
+            Self::Error => log::LevelFilter::Error,
+        }
+    }
+}
+
+/// `[service]`
+#[derive(Clone, Debug, Serialize)]
+pub struct ServiceConfig {
+    /// The file that the running service holds locked.
+    pub pid_file: PathBuf,
+    /// How long a start may take, in seconds.
+    pub start_timeout_s: u32,
+    /// How long requests may take to finish when the service stops, in seconds.
+    pub stop_timeout_s: u32,
+}
+
+/// `[[merchant]]`: an account at a gateway.
+#[derive(Clone, Debug, Serialize)]
+pub struct Merchant {
+    /// Its id at the gateway.
+    pub pid: String,
+    /// How its notifications are signed.
+    pub protocol: Protocol,
+    /// What its notifications are verified with.
+    #[serde(flatten)]
+    pub credentials: Credentials,
+    /// The gateway's base URL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway_url: Option<String>,
+    /// Our public URL for notifications.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notify_url: Option<String>,
+    /// Our public URL for returning buyers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub return_url: Option<String>,
+    /// What proves a payment.
+    pub proof: Proof,
+    /// Where its notifications may come from; empty for anywhere.
+    pub allow_ips: AddressList,
+    /// Whether `trigger` may pay its orders.
+    pub sandbox: bool,
+}
+
+named_enum! {
+    /// How a gateway signs.
+    Protocol {
+        /// MD5 with a shared key.
+        V1 = "v1",
+        /// RSA.
+        V2 = "v2",
+    }
+}
+
+named_enum! {
+    /// What proves a payment.
+    Proof {
+        /// The notification's signature.
+        Signature = "signature",
+    }
+}
+
+/// `[[package]]`: credits for a price.
+#[derive(Clone, Debug, Serialize)]
+pub struct Package {
+    /// What commands call it.
+    pub id: String,
+    /// What gateways and buyers call it.
+    pub name: String,
+    /// What it costs.
+    pub price: Amount,
+    /// The credits that the buyer gets.
+    pub credits: i64,
+}
+
+/// `[orders]`
+#[derive(Clone, Debug, Serialize)]
+pub struct OrdersConfig {
+    /// How long an order waits for its payment, in seconds.
+    pub expire_after_s: u32,
+    /// What to do with money that comes later.
+    pub late: LatePolicy,
+}
+
+/// `[telegram]`
+#[derive(Clone, Debug, Serialize)]
+pub struct Telegram {
+    /// The bot's name, without `@`.
+    pub bot_username: String,
+    /// The bot's token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<Secret>,
+    /// The base URL of the Bot API.
+    pub api_base: String,
+    /// Who hears of reviews and trouble; 0 for nobody.
+    pub admin_chat_id: i64,
+}
+
+impl Config {
+    /// The merchant of this `pid`.
+    pub fn merchant(&self, pid: &str) -> Option<&Merchant> {
+        self.merchants.iter().find(|merchant| merchant.pid == pid)
+    }
+
+    /// The package of this id.
+    pub fn package(&self, id: &str) -> Option<&Package> {
+        self.packages.iter().find(|package| package.id == id)
+    }
+
+    /// Reads a configuration from TOML text instead of a file; its relative paths are relative to `directory`.
+    ///
+    /// No environment variable is looked at.
+    pub fn from_toml(text: &str, directory: &Path) -> Result<Self, ConfigError> {
+        let source = Source { file: None, directory: directory.to_owned() };
+        parse(source, text, &|_| None).map(|loaded| loaded.config)
+    }
+}
+
+/// Where a configuration came from.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The file; `None` for the defaults alone.
+    pub file: Option<PathBuf>,
+    /// What relative paths are relative to.
+    directory: PathBuf,
+}
+
+/// A configuration with what is worth saying about it.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What is in force.
+    pub config: Config,
+    /// Where it came from.
+    pub source: Source,
+    /// What works, and is probably not meant.
+    pub warnings: Vec<Finding>,
+}
+
+/// Something wrong with one key, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The key, as `table.key`, with its merchant or package where there are several.
+    pub key: String,
+    /// What is wrong, and the remedy.
+    pub text: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.text)
+    }
+}
+
+/// A configuration that cannot be put in force, with everything that is wrong with it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub struct ConfigError {
+    /// The file; `None` where the defaults and the environment alone are at fault.
+    pub file: Option<PathBuf>,
+    /// What is wrong, never empty.
+    pub findings: Vec<Finding>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = match &self.file {
+            Some(file) => file.display().to_string(),
+            None => t!("config.no_file").into_owned(),
+        };
+        write!(f, "{}", t!("config.error", file = file))?;
+        for finding in &self.findings {
+            write!(f, "\n  {finding}")?;
+        }
+        Ok(())
+    }
+}
+
+/// An environment variable's value, empty values counting as none.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// The environment of this process.
+pub fn process_environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The file to read: the one named, else the one that the environment names, else the default one if it is there.
+pub fn locate(named: Option<&Path>, environment: Environment) -> Option<PathBuf> {
+    let named = named.map(Path::to_owned).or_else(|| environment(FILE_VARIABLE).map(PathBuf::from));
+    named.or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|file| file.exists()))
+}
+
+/// Reads and checks the configuration, and makes its language that of the process.
+pub fn load(named: Option<&Path>, environment: Environment) -> Result<Loaded, ConfigError> {
+    let file = locate(named, environment).map(|file| std::path::absolute(&file).unwrap_or(file));
+    let error = |text: String| ConfigError {
+        file: file.clone(),
+        findings: vec![Finding { key: String::new(), text }],
+    };
+    let (text, directory) = match &file {
+        Some(file) => {
+            let text = std::fs::read_to_string(file).map_err(|e| error(t!("config.unreadable", error = e).into()))?;
+            (text, file.parent().unwrap_or(Path::new("/")).to_owned())
+        }
+        None => {
+            let directory = std::env::current_dir().map_err(|e| error(e.to_string()))?;
+            (String::new(), directory)
+        }
+    };
+    parse(Source { file, directory }, &text, environment)
+}
+
+fn parse(source: Source, text: &str, environment: Environment) -> Result<Loaded, ConfigError> {
+    let failed = |findings| ConfigError { file: source.file.clone(), findings };
+    let written = file::parse(text).map_err(|finding| failed(vec![finding]))?;
+    let (config, warnings) = check::resolve(written, &source.directory, environment).map_err(failed)?;
+    Ok(Loaded { config, source, warnings })
+}

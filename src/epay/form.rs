@@ -1,0 +1,236 @@
+//! Form parameters, read in the one way in which they cannot be misread.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use super::text;
+
+/// How many fields a form may have; gateways send about ten.
+const FIELDS_MAX: usize = 100;
+
+/// Fields that only requests to a gateway have. In a notification they are the trace of a re-cut pay link.
+const REQUEST_ONLY: [&str; 5] = ["clientip", "device", "key", "notify_url", "return_url"];
+
+/// The parameters of a query string or form body, sorted by key, each key once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Form<'a> {
+    fields: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+}
+
+/// Why a notification cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// A `%` without two hexadecimal digits behind it, or bytes that are not UTF-8.
+    #[error("bad_encoding")]
+    BadEncoding,
+    /// A key that is empty or has a byte outside `[A-Za-z0-9_.-]`.
+    #[error("bad_key")]
+    BadKey,
+    /// A key that stands there twice: gateways and languages differ in which one counts.
+    #[error("duplicate_key {0}")]
+    DuplicateKey(String),
+    /// A value with an `&` that belongs to no HTML entity: the signature would fit another set of fields too.
+    #[error("ambiguous_value {0}")]
+    AmbiguousValue(String),
+    /// A field that only requests have.
+    #[error("request_only_field {0}")]
+    RequestOnlyField(&'static str),
+    /// More than 100 fields.
+    #[error("too_many_fields")]
+    TooManyFields,
+    /// A required field that is absent or blank.
+    #[error("missing_field {0}")]
+    MissingField(&'static str),
+    /// Money that is not a decimal number of whole fen.
+    #[error("bad_money")]
+    BadMoney,
+    /// `param` is not what was sent with the order.
+    #[error("foreign_param")]
+    ForeignParam,
+}
+
+impl<'a> Form<'a> {
+    /// Reads `application/x-www-form-urlencoded` text, refusing whatever has more than one reading.
+    pub fn parse(encoded: &'a [u8]) -> Result<Self, Malformed> {
+        let mut fields = Vec::with_capacity(16);
+        for pair in encoded.split(|&b| b == b'&').filter(|pair| !pair.is_empty()) {
+            if fields.len() == FIELDS_MAX {
+                return Err(Malformed::TooManyFields);
+            }
+            let cut = pair.iter().position(|&b| b == b'=');
+            let (key, value) = match cut {
+                Some(at) => (&pair[..at], &pair[at + 1..]),
+                None => (pair, &[][..]),
+            };
+            fields.push((decode(key)?, decode(value)?));
+        }
+        Self::new(fields)
+    }
+
+    /// Takes fields that are decoded already, under the same rules as [`Form::parse`].
+    pub fn new(mut fields: Vec<(Cow<'a, str>, Cow<'a, str>)>) -> Result<Self, Malformed> {
+        fields.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        for (key, value) in &fields {
+            let key_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+            if key.is_empty() || !key.bytes().all(key_byte) {
+                return Err(Malformed::BadKey);
+            }
+            if text::has_bare_ampersand(value) {
+                return Err(Malformed::AmbiguousValue(key.to_string()));
+            }
+            if let Some(field) = REQUEST_ONLY.iter().find(|field| *field == key) {
+                return Err(Malformed::RequestOnlyField(field));
+            }
+        }
+        if let Some(twice) = fields.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(Malformed::DuplicateKey(twice[0].0.to_string()));
+        }
+        Ok(Self { fields })
+    }
+
+    /// The value of `key`, if the field is there.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        let at = self.fields.binary_search_by(|(k, _)| k.as_ref().cmp(key)).ok()?;
+        Some(&self.fields[at].1)
+    }
+
+    /// The value of `key`, which must be there and not be blank.
+    pub(super) fn require(&self, key: &'static str) -> Result<&str, Malformed> {
+        self.get(key)
+            .filter(|value| !is_blank(value))
+            .ok_or(Malformed::MissingField(key))
+    }
+
+    /// The fields, sorted by key.
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.fields.iter().map(|(key, value)| (key.as_ref(), value.as_ref()))
+    }
+}
+
+/// Whether PHP's `trim` would leave nothing of `value`: this is how gateways tell blank values.
+pub(super) fn is_blank(value: &str) -> bool {
+    value
+        .bytes()
+        .all(|b| matches!(b, b' ' | b'\t' | b'\n' | b'\r' | b'\0' | 0x0b))
+}
+
+fn decode(encoded: &[u8]) -> Result<Cow<'_, str>, Malformed> {
+    if !encoded.iter().any(|b| matches!(b, b'%' | b'+')) {
+        let text = std::str::from_utf8(encoded).map_err(|_| Malformed::BadEncoding)?;
+        return Ok(Cow::Borrowed(text));
+    }
+    let mut decoded = Vec::with_capacity(encoded.len());
+    let mut rest = encoded;
+    while let Some((&byte, after)) = rest.split_first() {
+        let (byte, after) = match byte {
+            b'+' => (b' ', after),
+            b'%' => match after {
+                [high, low, after @ ..] => (hex_digit(*high)? << 4 | hex_digit(*low)?, after),
+                _ => return Err(Malformed::BadEncoding),
+            },
+            _ => (byte, after),
+        };
+        decoded.push(byte);
+        rest = after;
+    }
+    String::from_utf8(decoded)
+        .map(Cow::Owned)
+        .map_err(|_| Malformed::BadEncoding)
+}
+
+fn hex_digit(digit: u8) -> Result<u8, Malformed> {
+    match digit {
+        b'0'..=b'9' => Ok(digit - b'0'),
+        b'a'..=b'f' => Ok(digit - b'a' + 10),
+        b'A'..=b'F' => Ok(digit - b'A' + 10),
+        _ => Err(Malformed::BadEncoding),
+    }
+}
+
+/// Writes fields as `application/x-www-form-urlencoded`, in the order given.
+pub fn encode<'a>(fields: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    let mut encoded = String::new();
+    for (key, value) in fields {
+        if !encoded.is_empty() {
+            encoded.push('&');
+        }
+        push_encoded(&mut encoded, key);
+        encoded.push('=');
+        push_encoded(&mut encoded, value);
+    }
+    encoded
+}
+
+fn push_encoded(encoded: &mut String, text: &str) {
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'*' => encoded.push(byte.into()),
+            b' ' => encoded.push('+'),
+            _ => {
+                fmt::Write::write_fmt(encoded, format_args!("%{byte:02X}")).expect("writing to a String cannot fail");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Vec<(String, String)>, Malformed> {
+        let form = Form::parse(text.as_bytes())?;
+        Ok(form.fields().map(|(k, v)| (k.to_owned(), v.to_owned())).collect())
+    }
+
+    #[test]
+    fn reads_what_gateways_send() {
+        let fields = parse("b=%E4%BC%9A+x&a=1%2B1&c&empty=&&").unwrap();
+        let expected = [("a", "1+1"), ("b", "会 x"), ("c", ""), ("empty", "")];
+        assert_eq!(fields, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
+    }
+
+    #[test]
+    fn refuses_what_has_two_readings() {
+        let many = "a&".repeat(101);
+        for (form, reason) in [
+            ("a=1&a=1", Malformed::DuplicateKey("a".into())),
+            ("a=1&%61=2", Malformed::DuplicateKey("a".into())),
+            ("=1", Malformed::BadKey),
+            ("a%20=1", Malformed::BadKey),
+            ("a[]=1", Malformed::BadKey),
+            ("%E4%BC%9A=1", Malformed::BadKey),
+            ("amp;a=1", Malformed::BadKey),
+            ("a=x%26b%3D1", Malformed::AmbiguousValue("a".into())),
+            ("a=%26am%26amp%3Bp%3B", Malformed::AmbiguousValue("a".into())),
+            ("notify_url=x", Malformed::RequestOnlyField("notify_url")),
+            ("return_url=", Malformed::RequestOnlyField("return_url")),
+            ("clientip=1", Malformed::RequestOnlyField("clientip")),
+            ("device=pc", Malformed::RequestOnlyField("device")),
+            ("key=k", Malformed::RequestOnlyField("key")),
+            ("a=%", Malformed::BadEncoding),
+            ("a=%4", Malformed::BadEncoding),
+            ("a=%zz", Malformed::BadEncoding),
+            ("a=%FF", Malformed::BadEncoding),
+            ("a=%C4%E3", Malformed::BadEncoding),
+            (&many, Malformed::TooManyFields),
+        ] {
+            assert_eq!(parse(form), Err(reason), "{form:?}");
+        }
+        assert_eq!(Form::parse(b"a=\xff"), Err(Malformed::BadEncoding));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_parses_back(fields in prop::collection::btree_map("x[a-z]{1,5}", "[^&]{0,12}", 0..8)) {
+            let encoded = encode(fields.iter().map(|(k, v)| (k.as_str(), v.as_str())));
+            prop_assert_eq!(parse(&encoded).unwrap(), fields.into_iter().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Form::parse(&bytes);
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! The epay (易支付) protocol: the language in which gateways tell merchants of payments.
+//!
+//! Everything here is pure: bytes in, a verdict out. A notification goes through two doors, and the types keep the order:
+//! [`Unverified::parse`] refuses what has no single reading, [`Unverified::verify`] refuses what the gateway did not sign.
+
+mod form;
+mod notification;
+mod rsa;
+mod sign;
+mod text;
+
+pub use form::{Form, Malformed, encode};
+pub use notification::{Credentials, Notification, Unverified, VerifyError};
+pub use rsa::{BadKey, PlatformKey};
+pub use sign::sign_md5;
+pub use text::{forbidden_char, unescape};

@@ -1,0 +1,399 @@
+//! A notification on its way from bytes to something that may be believed.
+
+use serde::Serialize;
+
+use super::form::{Form, Malformed};
+use super::rsa::PlatformKey;
+use super::sign::verify_md5;
+use crate::clock::Timestamp;
+use crate::money::Amount;
+use crate::secret::Secret;
+
+/// How far a V2 notification's timestamp may be from our clock, either way.
+const DRIFT_MAX_S: u64 = 300;
+
+/// What proves that a notification comes from a merchant's gateway. Each merchant has one kind: there is no downgrade.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Credentials {
+    /// MD5 with a key that the gateway and we share.
+    V1 {
+        /// The merchant key.
+        key: Secret,
+    },
+    /// RSA with the gateway's public key, and a fresh timestamp.
+    V2 {
+        /// The gateway's public key.
+        #[serde(skip)]
+        platform_key: PlatformKey,
+    },
+}
+
+/// A notification that can be read in one way only, and that nobody has vouched for yet.
+#[derive(Clone, Debug)]
+pub struct Unverified<'a> {
+    form: Form<'a>,
+    money: Amount,
+}
+
+/// Why a notification that can be read is not believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VerifyError {
+    /// The signature is not the merchant's gateway's, or of another kind than the merchant's.
+    #[error("bad_signature")]
+    BadSignature,
+    /// V2: signed more than 300 s from now, or without a time.
+    #[error("stale")]
+    Stale,
+}
+
+/// What a gateway vouches for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notification {
+    /// The merchant's id at the gateway.
+    pub pid: String,
+    /// Our number of the order.
+    pub out_trade_no: String,
+    /// The gateway's number of the payment.
+    pub trade_no: String,
+    /// What was paid.
+    pub money: Amount,
+    /// Whether `trade_status` is `TRADE_SUCCESS`: nothing else means that money came.
+    pub paid: bool,
+    /// What we sent as `param`, as it came back (perhaps HTML-escaped); `None` where it is empty.
+    pub param: Option<String>,
+}
+
+impl<'a> Unverified<'a> {
+    /// Reads a notification from a query string or a form body.
+    pub fn parse(encoded: &'a [u8]) -> Result<Self, Malformed> {
+        let form = Form::parse(encoded)?;
+        for field in ["pid", "trade_no", "out_trade_no", "trade_status", "sign"] {
+            form.require(field)?;
+        }
+        let money = Amount::parse_received(form.require("money")?).map_err(|_| Malformed::BadMoney)?;
+        Ok(Self { form, money })
+    }
+
+    /// The merchant whose notification this claims to be.
+    pub fn pid(&self) -> &str {
+        self.field("pid")
+    }
+
+    /// The order that this claims to pay.
+    pub fn out_trade_no(&self) -> &str {
+        self.field("out_trade_no")
+    }
+
+    /// The payment's number that this claims.
+    pub fn trade_no(&self) -> &str {
+        self.field("trade_no")
+    }
+
+    /// Checks the signature (and, for V2, the age at the time `now`) by the credentials of the merchant that `pid` names.
+    pub fn verify(&self, credentials: &Credentials, now: Timestamp) -> Result<Notification, VerifyError> {
+        let sign = self.field("sign");
+        let sign_type = self.field("sign_type");
+        let verified = match credentials {
+            Credentials::V1 { key } => {
+                let is_md5 = sign_type.is_empty() || sign_type.eq_ignore_ascii_case("MD5");
+                is_md5 && verify_md5(&self.form, key, sign)
+            }
+            Credentials::V2 { platform_key } => sign_type == "RSA" && platform_key.verify(&self.form, sign),
+        };
+        if !verified {
+            return Err(VerifyError::BadSignature);
+        }
+        if matches!(credentials, Credentials::V2 { .. }) && !self.is_fresh(now) {
+            return Err(VerifyError::Stale);
+        }
+        Ok(Notification {
+            pid: self.pid().to_owned(),
+            out_trade_no: self.out_trade_no().to_owned(),
+            trade_no: self.trade_no().to_owned(),
+            money: self.money,
+            paid: self.field("trade_status") == "TRADE_SUCCESS",
+            param: Some(self.field("param")).filter(|param| !param.is_empty()).map(str::to_owned),
+        })
+    }
+
+    fn is_fresh(&self, now: Timestamp) -> bool {
+        let signed_at: Option<i64> = self.field("timestamp").parse().ok();
+        signed_at.is_some_and(|signed_at| signed_at.abs_diff(now.ms().div_euclid(1000)) <= DRIFT_MAX_S)
+    }
+
+    /// A field's value; the required ones are there since [`Unverified::parse`], any other is empty where it is absent.
+    fn field(&self, key: &str) -> &str {
+        self.form.get(key).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    use super::super::{encode, sign_md5};
+    use super::*;
+
+    const KEY: &str = "89unJUB8HZ54Hj7x4nUj56HN4nUzUJ8i";
+
+    fn v1() -> Credentials {
+        Credentials::V1 { key: Secret::new(KEY) }
+    }
+
+    type Fields = Vec<(String, String)>;
+
+    fn fields(pairs: &[(&str, &str)]) -> Fields {
+        pairs.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect()
+    }
+
+    fn paid_order() -> Fields {
+        fields(&[
+            ("pid", "1001"),
+            ("trade_no", "T1"),
+            ("out_trade_no", "MINE1"),
+            ("type", "alipay"),
+            ("money", "5.00"),
+            ("trade_status", "TRADE_SUCCESS"),
+        ])
+    }
+
+    fn encoded(fields: &Fields) -> String {
+        encode(fields.iter().map(|(k, v)| (k.as_str(), v.as_str())))
+    }
+
+    /// The signing string and its signature, made here from the protocol's words alone.
+    fn signing_string_of(fields: &Fields) -> String {
+        let mut sorted: Vec<_> = fields.iter().filter(|(k, v)| !v.is_empty() && k != "sign_type").collect();
+        sorted.sort();
+        let pairs: Vec<_> = sorted.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        pairs.join("&")
+    }
+
+    fn sign(fields: &Fields) -> String {
+        use md5::{Digest, Md5};
+        let digest = Md5::digest(format!("{}{KEY}", signing_string_of(fields)));
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn signed(mut fields: Fields) -> Fields {
+        let signature = sign(&fields);
+        fields.push(("sign".into(), signature));
+        fields
+    }
+
+    fn check(fields: &Fields, credentials: &Credentials) -> Result<Notification, String> {
+        check_bytes(encoded(fields).as_bytes(), credentials)
+    }
+
+    fn check_bytes(bytes: &[u8], credentials: &Credentials) -> Result<Notification, String> {
+        Unverified::parse(bytes)
+            .map_err(|e| e.to_string())?
+            .verify(credentials, Timestamp::from_ms(1_700_000_000_500))
+            .map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_signed_payment_is_believed() {
+        let notification = check(&signed(paid_order()), &v1()).unwrap();
+        assert_eq!(notification.out_trade_no, "MINE1");
+        assert_eq!(notification.money.fen(), 500);
+        assert!(notification.paid);
+        assert_eq!(notification.param, None);
+    }
+
+    #[test]
+    fn only_the_exact_word_means_paid() {
+        for status in ["TRADE_CLOSED", "trade_success", "TRADE_SUCCESS ", "WAIT_BUYER_PAY", "0"] {
+            let mut order = paid_order();
+            order.retain(|(key, _)| key != "trade_status");
+            order.push(("trade_status".into(), status.into()));
+            assert!(!check(&signed(order), &v1()).unwrap().paid, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn sign_type_may_be_absent_or_md5_and_nothing_else() {
+        for (sign_type, believed) in [("", true), ("MD5", true), ("md5", true), ("RSA", false), ("SHA256", false)] {
+            let mut order = signed(paid_order());
+            order.push(("sign_type".into(), sign_type.into()));
+            assert_eq!(check(&order, &v1()).is_ok(), believed, "{sign_type:?}");
+        }
+    }
+
+    #[test]
+    fn every_required_field_is_required_and_not_blank() {
+        for field in ["pid", "trade_no", "out_trade_no", "money", "trade_status", "sign"] {
+            for value in [None, Some(""), Some(" \t")] {
+                let mut order = signed(paid_order());
+                order.retain(|(key, _)| key != field);
+                order.extend(value.map(|value| (field.to_owned(), value.to_owned())));
+                assert_eq!(check(&order, &v1()), Err(format!("missing_field {field}")), "{value:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn bad_money_is_malformed_even_when_signed() {
+        for money in ["5.001", "-5.00", "5e2", "0x5", "5.00 "] {
+            let mut order = paid_order();
+            order.retain(|(key, _)| key != "money");
+            order.push(("money".into(), money.into()));
+            assert_eq!(check(&signed(order), &v1()), Err("bad_money".into()), "{money:?}");
+        }
+    }
+
+    /// The buyer of MINE1 chose a product name that lets the same signature pay another order.
+    #[test]
+    fn a_payment_cannot_be_moved_to_another_order() {
+        let mut bought = paid_order();
+        bought.push(("name".into(), "x&out_trade_no=VICTIM9&p=".into()));
+        let signature = sign(&bought);
+        let mut moved = paid_order();
+        moved.retain(|(key, _)| key != "out_trade_no");
+        moved.extend(fields(&[
+            ("out_trade_no", "VICTIM9"),
+            ("name", "x"),
+            ("p", "&out_trade_no=MINE1"),
+            ("sign", &signature),
+        ]));
+        let unsigned = |fields: &Fields| fields.iter().filter(|(k, _)| k != "sign").cloned().collect();
+        assert_eq!(signing_string_of(&bought), signing_string_of(&unsigned(&moved)));
+        assert_eq!(check(&moved, &v1()), Err("ambiguous_value p".into()));
+        assert_eq!(check(&signed(bought), &v1()), Err("ambiguous_value name".into()));
+    }
+
+    /// A signed pay link whose `param` is the buyer's text, cut again into a notification.
+    #[test]
+    fn a_pay_link_cannot_be_recut_into_a_payment() {
+        let link = fields(&[
+            ("money", "5.00"),
+            ("name", "x"),
+            ("notify_url", "http://a"),
+            ("out_trade_no", "MINE1"),
+            ("param", "x&pid=1001&trade_no=T1&trade_status=TRADE_SUCCESS&type=alipay&u="),
+            ("pid", "1001"),
+            ("return_url", "http://b"),
+            ("type", "alipay"),
+        ]);
+        let recut = fields(&[
+            ("money", "5.00"),
+            ("name", "x&notify_url=http://a"),
+            ("out_trade_no", "MINE1"),
+            ("param", "x"),
+            ("pid", "1001"),
+            ("trade_no", "T1"),
+            ("trade_status", "TRADE_SUCCESS"),
+            ("type", "alipay"),
+            ("u", "&pid=1001&return_url=http://b&type=alipay"),
+        ]);
+        assert_eq!(signing_string_of(&link), signing_string_of(&recut));
+        let with_sign = |mut fields: Fields| {
+            fields.push(("sign".into(), sign(&link)));
+            fields
+        };
+        assert_eq!(check(&with_sign(recut), &v1()), Err("ambiguous_value name".into()));
+        assert!(check(&with_sign(link.clone()), &v1()).is_err());
+    }
+
+    /// Values as gateways send them, and as an attacker would choose them: full of the string's own punctuation.
+    fn value() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "[a-zA-Z0-9.=%+ -]{0,8}",
+            "[\u{4e00}-\u{4fff}]{1,4}",
+            "x?(&amp;|&quot;|&#039;|=|pid=1001|trade_no|;){1,5}",
+        ]
+    }
+
+    fn notification() -> impl Strategy<Value = Fields> {
+        let extra = prop::collection::btree_map("x[a-zA-Z0-9_.-]{0,4}", value(), 0..5);
+        let params = (value(), "[A-Za-z0-9]{1,32}", "[0-9]{1,20}", 1..1_000_000_i64);
+        (params, extra).prop_map(|((name, order_no, trade_no, fen), extra)| {
+            let money = Amount::from_fen(fen).unwrap().to_string();
+            let mut all = fields(&[
+                ("pid", "1001"),
+                ("trade_no", &trade_no),
+                ("out_trade_no", &order_no),
+                ("type", "alipay"),
+                ("name", &name),
+                ("money", &money),
+                ("trade_status", "TRADE_SUCCESS"),
+            ]);
+            all.extend(extra);
+            all
+        })
+    }
+
+    fn non_empty(fields: &Fields) -> Fields {
+        let mut kept: Fields = fields.iter().filter(|(_, value)| !value.is_empty()).cloned().collect();
+        kept.sort();
+        kept
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_signed_verifies(fields in notification()) {
+            let order_no = fields[2].1.clone();
+            prop_assert_eq!(check(&signed(fields), &v1()).unwrap().out_trade_no, order_no);
+        }
+
+        #[test]
+        fn our_signature_is_the_protocols(fields in notification()) {
+            let borrowed = fields.iter().map(|(k, v)| (Cow::from(k.as_str()), Cow::from(v.as_str()))).collect();
+            prop_assert_eq!(sign_md5(&Form::new(borrowed).unwrap(), &Secret::new(KEY)), sign(&fields));
+        }
+
+        /// Whatever happens to one byte on the way, the result is refused, or says the same as before.
+        #[test]
+        fn a_changed_byte_never_changes_what_is_believed(
+            fields in notification(), at in any::<Index>(), byte in any::<u8>(),
+        ) {
+            let sent = encoded(&signed(fields));
+            let original = check_bytes(sent.as_bytes(), &v1()).unwrap();
+            let mut changed = sent.clone().into_bytes();
+            let at = at.index(changed.len());
+            changed[at] = byte;
+            if let Ok(believed) = check_bytes(&changed, &v1()) {
+                prop_assert_eq!(believed, original);
+            }
+        }
+
+        #[test]
+        fn another_key_never_verifies(fields in notification(), other in "[a-z0-9]{1,32}") {
+            let key = Credentials::V1 { key: Secret::new(other) };
+            prop_assert_eq!(check(&signed(fields), &key), Err("bad_signature".to_owned()));
+        }
+
+        /// Cuts the signing string anew at any `&` and any `=`: the one set of fields that is accepted is the one signed.
+        #[test]
+        fn a_recut_string_never_verifies_as_something_else(
+            fields in notification(), joins in prop::collection::vec(any::<bool>(), 40), equals in any::<Index>(),
+        ) {
+            let string = signing_string_of(&fields);
+            let mut recut: Fields = Vec::new();
+            let mut join = joins.into_iter();
+            for segment in string.split('&') {
+                match recut.last_mut() {
+                    Some((_, value)) if join.next().unwrap_or(false) => { value.push('&'); value.push_str(segment); }
+                    _ => {
+                        let cuts: Vec<usize> = segment.match_indices('=').map(|(at, _)| at).collect();
+                        let (key, value) = match cuts.get(equals.index(cuts.len().max(1))) {
+                            Some(&at) => (&segment[..at], &segment[at + 1..]),
+                            None => (segment, ""),
+                        };
+                        recut.push((key.to_owned(), value.to_owned()));
+                    }
+                }
+            }
+            let signature = sign(&fields);
+            let mut sent = recut.clone();
+            sent.push(("sign".into(), signature));
+            if check(&sent, &v1()).is_ok() {
+                prop_assert_eq!(non_empty(&recut), non_empty(&fields));
+            }
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The V2 signature: SHA256withRSA (PKCS#1 v1.5), base64, over the same signing string without a key behind it.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use ring::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
+use spki::SubjectPublicKeyInfoRef;
+
+use super::form::Form;
+use super::sign::{BlankValues, signing_string};
+
+/// The object identifier of `rsaEncryption`.
+const RSA_ENCRYPTION: &str = "1.2.840.113549.1.1.1";
+
+/// A gateway's public key, with which it signs V2 notifications: RSA with 2048 to 8192 bits.
+#[derive(Clone, Debug)]
+pub struct PlatformKey(UnparsedPublicKey<Vec<u8>>);
+
+/// A text that is not an RSA public key in SPKI form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not an RSA public key (SPKI, as PEM or as base64 on one line)")]
+pub struct BadKey;
+
+impl PlatformKey {
+    /// Reads a key as gateways show it: PEM, or its base64 alone on one line.
+    pub fn parse(text: &str) -> Result<Self, BadKey> {
+        let base64: String = text
+            .lines()
+            .filter(|line| !line.starts_with("-----"))
+            .flat_map(str::split_whitespace)
+            .collect();
+        let der = BASE64.decode(base64).map_err(|_| BadKey)?;
+        let spki = SubjectPublicKeyInfoRef::try_from(der.as_slice()).map_err(|_| BadKey)?;
+        if spki.algorithm.oid.to_string() != RSA_ENCRYPTION {
+            return Err(BadKey);
+        }
+        let key = spki.subject_public_key.as_bytes().ok_or(BadKey)?;
+        Ok(Self(UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, key.to_vec())))
+    }
+
+    /// Whether `sign` is this key's signature of `form`.
+    pub(super) fn verify(&self, form: &Form, sign: &str) -> bool {
+        let mut signed = String::new();
+        signing_string(form, BlankValues::LeftOut, |piece| signed.push_str(piece));
+        BASE64
+            .decode(sign)
+            .is_ok_and(|signature| self.0.verify(signed.as_bytes(), &signature).is_ok())
+    }
+}

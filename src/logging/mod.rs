@@ -1,0 +1,136 @@
+//! Log records: one line each, to the file and the console, never in the way of a payment.
+//!
+//! `fern` filters and formats; the finished line goes into a bounded queue for each destination, which a thread of its own
+//! empties. A destination that is stuck or full costs records, never time: what is dropped is counted, and told as soon as
+//! the destination takes records again.
+
+mod lane;
+
+use std::fmt::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use log::{Level, Record};
+use rust_i18n::t;
+
+use crate::clock::Timestamp;
+use crate::config;
+use lane::{Console, Lane, LogFile};
+
+/// How long the last records may take to be written when the process ends.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The running log. Dropping it waits a moment for the last records to be written.
+#[must_use = "the last records are written when this is dropped"]
+pub struct Logging {
+    lanes: Arc<[Lane]>,
+}
+
+/// Starts logging for this process, to the file and, if it is wanted, to standard error.
+pub fn start(log: &config::Log) -> anyhow::Result<Logging> {
+    let mut lanes = vec![Lane::spawn("log-file", LogFile::new(log.file.clone()))?];
+    if log.console {
+        lanes.push(Lane::spawn("log-console", Console)?);
+    }
+    let lanes: Arc<[Lane]> = lanes.into();
+    let destinations = Arc::clone(&lanes);
+    fern::Dispatch::new()
+        .level(log.level.filter())
+        .format(|out, message, record| out.finish(format_args!("{}", Line::new(record, message))))
+        .chain(fern::Output::call(move |record| {
+            let line: Arc<str> = record.args().to_string().into();
+            for lane in &*destinations {
+                lane.send(Arc::clone(&line));
+            }
+        }))
+        .apply()
+        .context("logging is started once")?;
+    log_panics();
+    Ok(Logging { lanes })
+}
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        for lane in &*self.lanes {
+            lane.flush(FLUSH_TIMEOUT);
+        }
+    }
+}
+
+/// Panics become records; which thread's panic ends the process is decided elsewhere.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let location = panic.location().map(ToString::to_string).unwrap_or_default();
+        let cause = panic.payload_as_str().unwrap_or("?");
+        let name = thread.name().unwrap_or("?");
+        log::error!(target: "webhookctl::panic", "{}", t!("log.panic", thread = name, place = location, cause = cause));
+    }));
+}
+
+/// One record as it is written: `2025-07-31 10:50:09,246 - webhookctl::store - INFO - 数据库初始化完成`, with its line end.
+struct Line<'a> {
+    target: &'a str,
+    level: Level,
+    message: &'a dyn fmt::Display,
+}
+
+impl<'a> Line<'a> {
+    fn new(record: &'a Record, message: &'a dyn fmt::Display) -> Self {
+        Self { target: record.target(), level: record.level(), message }
+    }
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let level = match self.level {
+            Level::Error => "ERROR",
+            Level::Warn => "WARNING",
+            Level::Info => "INFO",
+            Level::Debug | Level::Trace => "DEBUG",
+        };
+        write!(f, "{} - {} - {level} - ", Timestamp::now().to_log_time(), self.target)?;
+        write!(Escaping(&mut *f), "{}", self.message)?;
+        f.write_char('\n')
+    }
+}
+
+/// Writes text with everything escaped that could break a line, move a terminal's cursor, or turn text around.
+pub(crate) struct Escaping<W>(pub(crate) W);
+
+impl<W: Write> Write for Escaping<W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut plain_from = 0;
+        for (at, c) in text.char_indices().filter(|&(_, c)| is_unsafe(c)) {
+            self.0.write_str(&text[plain_from..at])?;
+            write!(self.0, "{}", c.escape_default())?;
+            plain_from = at + c.len_utf8();
+        }
+        self.0.write_str(&text[plain_from..])
+    }
+}
+
+/// C0 and C1 controls, line and paragraph separators, and the characters that change the direction of writing.
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_one_line_whatever_it_says() {
+        let evil = "a\nb\r\t\u{1b}[31m\u{85}\u{2028}\u{202e}会";
+        let line = Line { target: "webhookctl::x", level: Level::Warn, message: &evil }.to_string();
+        let (time, rest) = line.split_once(" - ").unwrap();
+        assert_eq!(
+            rest,
+            "webhookctl::x - WARNING - a\\nb\\r\\t\\u{1b}[31m\\u{85}\\u{2028}\\u{202e}会\n"
+        );
+        assert_eq!(time.len(), "2025-07-31 10:50:09,246".len(), "{time}");
+        assert_eq!(time.as_bytes()[19], b',');
+    }
+}

@@ -1,0 +1,297 @@
+//! The connection as hyper sees it: heads arrive whole and vetted, nothing takes for ever, and the end is polite.
+//!
+//! hyper asks for bytes; this hands out one request's bytes at a time. A head that [`HeadScanner`] refuses never reaches hyper:
+//! in its place stands a request of the method [`REFUSED`], so that the answer takes its turn behind earlier ones, and
+//! nothing is read after it.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::head::{Framing, HEAD_BYTES_MAX, HeadScanner, Progress, Refusal};
+
+/// The method of the request that stands for a refused one.
+pub(super) const REFUSED: &str = "REFUSED";
+const REFUSED_HEAD: &[u8] = b"REFUSED / HTTP/1.1\r\nhost: refused\r\n\r\n";
+
+/// How long a connection may be silent between requests. Longer than nginx keeps its own end open (15 s in our example), so that
+/// nginx never sends a request into a connection that we are closing.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(25);
+/// How long a head may take from its first byte, and a new connection until its first byte.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take no bytes of an answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long, and for how many bytes, a request that was answered before its end is still read: closing at once would make the
+/// client's system throw our answer away.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+const LINGER_BYTES_MAX: u64 = 256 * 1024;
+
+/// How many bytes are read at a time.
+const READ_BYTES: usize = 4096;
+
+/// Why the connection's present request was refused, if it was: the guard says it, the service answers it.
+pub(super) type Verdict = Arc<OnceLock<Refusal>>;
+
+pub(super) struct GuardedIo {
+    stream: TcpStream,
+    /// Received, and not yet handed to hyper.
+    received: BytesMut,
+    /// How much of the present request hyper may still have.
+    passing: Passing,
+    scanner: HeadScanner,
+    verdict: Verdict,
+    waiting: Waiting,
+    write_deadline: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Nothing more is read: the client has finished, or was refused.
+    ended: bool,
+    shutdown: Option<Shutdown>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Passing {
+    Bytes(u64),
+    /// A chunked body: only hyper knows where it ends, so the connection ends with it.
+    Everything,
+}
+
+/// What the client is late with.
+enum Waiting {
+    Nothing,
+    FirstByte(Instant),
+    Head(Instant),
+}
+
+struct Shutdown {
+    deadline: Instant,
+    discarded: u64,
+}
+
+impl GuardedIo {
+    pub(super) fn new(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            received: BytesMut::new(),
+            passing: Passing::Bytes(0),
+            scanner: HeadScanner::default(),
+            verdict: Verdict::default(),
+            waiting: Waiting::FirstByte(Instant::now() + HEAD_TIMEOUT),
+            write_deadline: None,
+            timer: None,
+            ended: false,
+            shutdown: None,
+        }
+    }
+
+    pub(super) fn verdict(&self) -> Verdict {
+        Arc::clone(&self.verdict)
+    }
+
+    fn refuse(&mut self, refusal: Refusal) {
+        let _ = self.verdict.set(refusal);
+        self.received.clear();
+        self.received.extend_from_slice(REFUSED_HEAD);
+        self.passing = Passing::Bytes(REFUSED_HEAD.len() as u64);
+        self.ended = true;
+    }
+
+    /// Hands received bytes of the present request to hyper; whether there were any.
+    fn hand_over(&mut self, mut to: ReadBufCursor<'_>) -> bool {
+        let most = self.received.len().min(to.remaining());
+        let bytes = match &mut self.passing {
+            Passing::Everything => most,
+            Passing::Bytes(left) => {
+                let bytes = usize::try_from(*left).unwrap_or(usize::MAX).min(most);
+                *left -= bytes as u64;
+                bytes
+            }
+        };
+        to.put_slice(&self.received[..bytes]);
+        self.received.advance(bytes);
+        bytes > 0
+    }
+
+    /// Looks for the next request in what was received; whether one may be handed over now.
+    fn next_request(&mut self) -> bool {
+        // Blank lines before a request are allowed, and some clients send one behind a body.
+        while self.scanner_is_fresh() && self.received.starts_with(b"\r\n") {
+            self.received.advance(2);
+        }
+        match self.scanner.scan(&self.received) {
+            Progress::Partial => false,
+            Progress::Complete { bytes, framing } => {
+                self.scanner = HeadScanner::default();
+                self.waiting = Waiting::Nothing;
+                self.passing = match framing {
+                    Framing::Length(body) => Passing::Bytes(bytes as u64 + body),
+                    Framing::Chunked => Passing::Everything,
+                };
+                true
+            }
+            Progress::Refused(refusal) => {
+                self.refuse(refusal);
+                true
+            }
+        }
+    }
+
+    fn scanner_is_fresh(&self) -> bool {
+        self.scanner.is_fresh()
+    }
+
+    /// Reads from the socket; 0 bytes mean that the client has finished.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_read_ready(cx))?;
+            self.received.reserve(READ_BYTES);
+            match self.stream.try_read_buf(&mut self.received) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    /// Nothing came: is the client late? Ready where something was done about it.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.passing != Passing::Bytes(0) {
+            // A body: whoever reads it has a time limit of its own.
+            return Poll::Pending;
+        }
+        let deadline = match (&self.waiting, self.received.is_empty()) {
+            (Waiting::FirstByte(deadline), true) | (Waiting::Head(deadline), false) => *deadline,
+            (_, true) => {
+                let deadline = Instant::now() + IDLE_TIMEOUT;
+                self.waiting = Waiting::FirstByte(deadline);
+                deadline
+            }
+            (_, false) => {
+                let deadline = Instant::now() + HEAD_TIMEOUT;
+                self.waiting = Waiting::Head(deadline);
+                deadline
+            }
+        };
+        ready!(self.poll_deadline(cx, deadline));
+        if self.received.is_empty() {
+            self.ended = true;
+        } else {
+            self.refuse(Refusal::TooSlow);
+        }
+        Poll::Ready(())
+    }
+
+    /// One timer serves all deadlines of a connection. It is only ever set back when it fires too early: most deadlines are
+    /// moved long before they come, and moving a timer costs more than looking at the clock.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if timer.deadline() > deadline {
+            timer.as_mut().reset(deadline);
+        }
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(deadline);
+        }
+    }
+
+    fn poll_written(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.write_deadline = None;
+            return written;
+        }
+        let deadline = *self.write_deadline.get_or_insert_with(|| Instant::now() + WRITE_TIMEOUT);
+        ready!(self.poll_deadline(cx, deadline));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl Read for GuardedIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut to: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            // SAFETY-free reborrow: the cursor is only advanced by what was handed over, once.
+            if this.hand_over(to.reborrow()) {
+                return Poll::Ready(Ok(()));
+            }
+            if this.ended {
+                return Poll::Ready(Ok(()));
+            }
+            if this.passing == Passing::Bytes(0) && !this.received.is_empty() && this.next_request() {
+                continue;
+            }
+            match this.poll_fill(cx) {
+                Poll::Ready(Ok(0)) => this.ended = true,
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => ready!(this.poll_late(cx)),
+            }
+        }
+    }
+}
+
+impl Write for GuardedIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(cx, bytes);
+        this.poll_written(cx, written)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
+        this.poll_written(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let answered_early = this.verdict.get().is_some() || this.passing != Passing::Bytes(0);
+        if this.shutdown.is_none() {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            this.shutdown = Some(Shutdown { deadline: Instant::now() + LINGER_TIMEOUT, discarded: 0 });
+        }
+        while answered_early {
+            this.received.clear();
+            match this.poll_fill(cx) {
+                Poll::Ready(Ok(bytes)) if bytes > 0 => {
+                    let Some(shutdown) = &mut this.shutdown else { break };
+                    shutdown.discarded += bytes as u64;
+                    if shutdown.discarded > LINGER_BYTES_MAX {
+                        break;
+                    }
+                }
+                Poll::Ready(_) => break,
+                Poll::Pending => {
+                    let deadline = this.shutdown.as_ref().map_or_else(Instant::now, |shutdown| shutdown.deadline);
+                    ready!(this.poll_deadline(cx, deadline));
+                    break;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A head and what may follow it fit into the buffer without growing it far.
+const _: () = assert!(READ_BYTES < HEAD_BYTES_MAX);

@@ -1,0 +1,341 @@
+//! The decision: what a vouched-for payment does to an order.
+
+use crate::clock::Timestamp;
+use crate::epay::{self, Notification};
+use crate::money::Amount;
+use crate::named::named_enum;
+use crate::order::{Order, OrderNo, OrderStatus};
+
+named_enum! {
+    /// What became of a notification. The names are part of the public contract.
+    Outcome {
+        /// Cannot be read in exactly one way, or says something impossible.
+        Malformed = "malformed",
+        /// No merchant has this `pid`.
+        UnknownMerchant = "unknown_merchant",
+        /// Comes from an address that the merchant's `allow_ips` does not name.
+        AddressNotAllowed = "address_not_allowed",
+        /// Not signed by that merchant's gateway.
+        BadSignature = "bad_signature",
+        /// V2: signed too long ago, or in the future.
+        Stale = "stale",
+        /// Vouched for, and says that nothing was paid.
+        NotPaid = "not_paid",
+        /// That merchant has no such order.
+        UnknownOrder = "unknown_order",
+        /// The order is settled already, by this very payment.
+        Duplicate = "duplicate",
+        /// The order is settled already, by another payment: the buyer paid twice.
+        PaidAgain = "paid_again",
+        /// This payment has settled another order.
+        TradeReused = "trade_reused",
+        /// The money is not the order's amount.
+        AmountMismatch = "amount_mismatch",
+        /// A person has to look at the order first.
+        Held = "held",
+        /// The order is paid now, and the credits are given.
+        Settled = "settled",
+        /// Too much is waiting to be written.
+        Overloaded = "overloaded",
+        /// The store failed.
+        StoreError = "store_error",
+    }
+}
+
+impl Outcome {
+    /// Whether the gateway may stop sending: the payment is durably recorded, or there was none.
+    pub const fn is_success(self) -> bool {
+        matches!(self, Self::NotPaid | Self::Duplicate | Self::PaidAgain | Self::Settled)
+    }
+}
+
+/// What a source that proved itself says of a payment: a notification, the gateway's answer to a question, a person.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The merchant that the source speaks for.
+    pub merchant: String,
+    /// The order that is paid.
+    pub order_no: String,
+    /// The gateway's number of the payment.
+    pub trade_no: String,
+    /// What was paid.
+    pub amount: Amount,
+    /// Whether anything was paid at all.
+    pub paid: bool,
+    /// What came back as `param`, if anything.
+    pub param: Option<String>,
+}
+
+impl From<Notification> for Claim {
+    fn from(notification: Notification) -> Self {
+        Self {
+            merchant: notification.pid,
+            order_no: notification.out_trade_no,
+            trade_no: notification.trade_no,
+            amount: notification.money,
+            paid: notification.paid,
+            param: notification.param,
+        }
+    }
+}
+
+named_enum! {
+    /// What to do with money for an order that expired unpaid.
+    LatePolicy {
+        /// Give the credits all the same.
+        Credit = "credit",
+        /// Let a person decide.
+        Review = "review",
+    }
+}
+
+/// What has to be written about the order, in the same transaction as the receipt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The order stays as it is.
+    None,
+    /// The order is paid: credits, ledger entry and message.
+    Settle,
+    /// The order goes into review, with a message.
+    Review,
+}
+
+/// A decision: its name, and what it changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// What it is called.
+    pub outcome: Outcome,
+    /// What it changes.
+    pub effect: Effect,
+}
+
+/// Decides what `claim` does.
+///
+/// `order` is the order of that number, whoever its merchant is; `settled_by_trade` is the order that this merchant's
+/// `trade_no` has settled already, if any. Total and pure: the same answer for the same arguments, at any time.
+pub fn decide(
+    claim: &Claim,
+    order: Option<&Order>,
+    settled_by_trade: Option<&OrderNo>,
+    late: LatePolicy,
+    now: Timestamp,
+) -> Decision {
+    let no_effect = |outcome| Decision { outcome, effect: Effect::None };
+    if !claim.paid {
+        return no_effect(Outcome::NotPaid);
+    }
+    let Some(order) = order.filter(|order| order.terms.merchant == claim.merchant) else {
+        return no_effect(Outcome::UnknownOrder);
+    };
+    if is_foreign_param(order.terms.param.as_deref(), claim.param.as_deref()) {
+        return no_effect(Outcome::Malformed);
+    }
+    let status = order.status(now);
+    if matches!(status, OrderStatus::Paid | OrderStatus::Refunded) {
+        return no_effect(if order.trade_no.as_deref() == Some(&claim.trade_no) {
+            Outcome::Duplicate
+        } else {
+            Outcome::PaidAgain
+        });
+    }
+    if settled_by_trade.is_some_and(|other| *other != order.terms.order_no) {
+        return no_effect(Outcome::TradeReused);
+    }
+    let review = |outcome| Decision {
+        outcome,
+        effect: if status == OrderStatus::Review { Effect::None } else { Effect::Review },
+    };
+    if claim.amount != order.terms.amount {
+        return review(Outcome::AmountMismatch);
+    }
+    let payable = match status {
+        OrderStatus::Pending => true,
+        OrderStatus::Expired => late == LatePolicy::Credit,
+        OrderStatus::Review | OrderStatus::Cancelled | OrderStatus::Paid | OrderStatus::Refunded => false,
+    };
+    if payable {
+        Decision { outcome: Outcome::Settled, effect: Effect::Settle }
+    } else {
+        review(Outcome::Held)
+    }
+}
+
+/// Whether a `param` came back that is not the one that was sent, HTML-escaped or not.
+///
+/// An order for which none was sent makes no promise about what a gateway adds on its own.
+fn is_foreign_param(sent: Option<&str>, received: Option<&str>) -> bool {
+    sent.zip(received)
+        .is_some_and(|(sent, received)| sent != received && sent != epay::unescape(received))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::order::{NewOrder, SettledBy};
+
+    const CREATED: i64 = 1_700_000_000_000;
+    const EXPIRES: i64 = CREATED + 1_800_000;
+
+    fn order(status: OrderStatus, trade_no: Option<&str>) -> Order {
+        let settled = matches!(status, OrderStatus::Paid | OrderStatus::Refunded);
+        Order {
+            terms: NewOrder {
+                order_no: "ORDER1".parse().unwrap(),
+                merchant: "1002".into(),
+                telegram_id: 1001,
+                package: None,
+                name: "70 credits".into(),
+                payment_type: "alipay".into(),
+                amount: Amount::from_fen(3600).unwrap(),
+                credits: 70,
+                param: Some("a<b".into()),
+                created_at: Timestamp::from_ms(CREATED),
+                expires_at: Timestamp::from_ms(EXPIRES),
+            },
+            stored_status: status,
+            trade_no: trade_no.map(str::to_owned),
+            settled_by: settled.then_some(SettledBy::Notify),
+            paid_at: settled.then_some(Timestamp::from_ms(CREATED)),
+        }
+    }
+
+    fn claim() -> Claim {
+        Claim {
+            merchant: "1002".into(),
+            order_no: "ORDER1".into(),
+            trade_no: "T1".into(),
+            amount: Amount::from_fen(3600).unwrap(),
+            paid: true,
+            param: None,
+        }
+    }
+
+    struct Case {
+        when: &'static str,
+        order: Option<Order>,
+        claim: Claim,
+        trade_settled: Option<&'static str>,
+        late: LatePolicy,
+        now: i64,
+    }
+
+    impl Case {
+        fn of(when: &'static str, status: OrderStatus) -> Self {
+            let trade_no = matches!(status, OrderStatus::Paid | OrderStatus::Refunded).then_some("T1");
+            Self {
+                when,
+                order: Some(order(status, trade_no)),
+                claim: claim(),
+                trade_settled: trade_no.map(|_| "ORDER1"),
+                late: LatePolicy::Credit,
+                now: CREATED,
+            }
+        }
+
+        fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+            change(&mut self);
+            self
+        }
+
+        #[track_caller]
+        fn is(self, outcome: Outcome, effect: Effect) {
+            let trade_settled: Option<OrderNo> = self.trade_settled.map(|no| no.parse().unwrap());
+            let now = Timestamp::from_ms(self.now);
+            let decision = decide(&self.claim, self.order.as_ref(), trade_settled.as_ref(), self.late, now);
+            assert_eq!(decision, Decision { outcome, effect }, "{}", self.when);
+        }
+    }
+
+    fn other_amount(case: &mut Case) {
+        case.claim.amount = Amount::from_fen(3599).unwrap();
+    }
+
+    fn other_trade(case: &mut Case) {
+        case.claim.trade_no = "T2".into();
+        case.trade_settled = None;
+    }
+
+    #[test]
+    fn the_outcome_table() {
+        use Effect::{None as Nothing, Review as ToReview, Settle};
+        use OrderStatus::{Cancelled, Paid, Pending, Refunded, Review};
+
+        Case::of("payable", Pending).is(Outcome::Settled, Settle);
+        Case::of("one ms before it expires", Pending).with(|c| c.now = EXPIRES - 1).is(Outcome::Settled, Settle);
+        Case::of("expired, late money is credited", Pending).with(|c| c.now = EXPIRES).is(Outcome::Settled, Settle);
+        Case::of("expired, late money is reviewed", Pending)
+            .with(|c| (c.now, c.late) = (EXPIRES, LatePolicy::Review))
+            .is(Outcome::Held, ToReview);
+        Case::of("in time, late money would be reviewed", Pending)
+            .with(|c| c.late = LatePolicy::Review)
+            .is(Outcome::Settled, Settle);
+        Case::of("in review", Review).is(Outcome::Held, Nothing);
+        Case::of("cancelled", Cancelled).is(Outcome::Held, ToReview);
+
+        Case::of("paid by this trade", Paid).is(Outcome::Duplicate, Nothing);
+        Case::of("paid by this trade, other money", Paid).with(other_amount).is(Outcome::Duplicate, Nothing);
+        Case::of("refunded, replayed", Refunded).is(Outcome::Duplicate, Nothing);
+        Case::of("paid by another trade", Paid).with(other_trade).is(Outcome::PaidAgain, Nothing);
+        Case::of("refunded, paid by another trade", Refunded).with(other_trade).is(Outcome::PaidAgain, Nothing);
+        Case::of("settled by hand, without a trade", Paid)
+            .with(|c| c.order = Some(order(Paid, None)))
+            .is(Outcome::PaidAgain, Nothing);
+
+        for status in [Pending, Review, Cancelled] {
+            Case::of("trade settled another order", status)
+                .with(|c| c.trade_settled = Some("OTHER"))
+                .is(Outcome::TradeReused, Nothing);
+        }
+        Case::of("trade reused, and other money", Pending)
+            .with(|c| c.trade_settled = Some("OTHER"))
+            .with(other_amount)
+            .is(Outcome::TradeReused, Nothing);
+
+        Case::of("one fen short", Pending).with(other_amount).is(Outcome::AmountMismatch, ToReview);
+        Case::of("one fen too much", Pending)
+            .with(|c| c.claim.amount = Amount::from_fen(3601).unwrap())
+            .is(Outcome::AmountMismatch, ToReview);
+        Case::of("other money while in review", Review).with(other_amount).is(Outcome::AmountMismatch, Nothing);
+        Case::of("other money while cancelled", Cancelled).with(other_amount).is(Outcome::AmountMismatch, ToReview);
+
+        for status in [Pending, Paid, Review, Cancelled, Refunded] {
+            Case::of("another merchant's order", status)
+                .with(|c| c.claim.merchant = "1003".into())
+                .is(Outcome::UnknownOrder, Nothing);
+            Case::of("not paid", status).with(|c| c.claim.paid = false).is(Outcome::NotPaid, Nothing);
+        }
+        Case::of("no order", Pending).with(|c| c.order = None).is(Outcome::UnknownOrder, Nothing);
+        Case::of("no order, and not paid", Pending)
+            .with(|c| (c.order, c.claim.paid) = (None, false))
+            .is(Outcome::NotPaid, Nothing);
+    }
+
+    #[test]
+    fn param_comes_back_as_sent_or_not_at_all() {
+        for (param, outcome) in [
+            (None, Outcome::Settled),
+            (Some("a<b"), Outcome::Settled),
+            (Some("a&lt;b"), Outcome::Settled),
+            (Some("a"), Outcome::Malformed),
+            (Some("a&amp;lt;b"), Outcome::Malformed),
+        ] {
+            let effect = if outcome == Outcome::Settled { Effect::Settle } else { Effect::None };
+            Case::of("param", OrderStatus::Pending)
+                .with(|c| c.claim.param = param.map(str::to_owned))
+                .is(outcome, effect);
+        }
+        Case::of("none sent", OrderStatus::Pending)
+            .with(|c| c.order.as_mut().unwrap().terms.param = None)
+            .with(|c| c.claim.param = Some("gateway's own".into()))
+            .is(Outcome::Settled, Effect::Settle);
+    }
+
+    #[test]
+    fn success_is_answered_only_for_what_is_settled_or_was_never_paid() {
+        let answered: Vec<_> = Outcome::ALL.iter().filter(|outcome| outcome.is_success()).collect();
+        assert_eq!(
+            answered,
+            [&Outcome::NotPaid, &Outcome::Duplicate, &Outcome::PaidAgain, &Outcome::Settled]
+        );
+    }
+}

@@ -1,0 +1,363 @@
+//! Orders, credits and what gateways said, kept durably: the only place that knows SQL.
+//!
+//! The methods are async and speak of orders, claims and users. How it is done stays in here: one writer thread that commits
+//! what has queued up together, and connections of their own for reading. Nothing is answered before its commit is on disk.
+//! Times and numbers come from the caller; other processes may write to the same database at the same time.
+
+mod queue;
+mod read;
+mod schema;
+mod write;
+mod writer;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use rusqlite::Connection;
+use serde::Serialize;
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use crate::clock::Timestamp;
+use crate::config::DatabaseUrl;
+use crate::order::{NewOrder, Order, OrderStatus, SettledBy, User};
+use crate::settlement::{Claim, LatePolicy, Outcome};
+use queue::{PushError, Queue};
+use writer::Job;
+
+/// How many jobs wait for the writer before more are refused.
+const QUEUE_MAX: usize = 4096;
+/// How many connections read at the same time.
+const READERS_MAX: usize = 4;
+
+/// Why the store did not do what it was asked for. What failed has changed nothing.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Too many jobs are waiting for the writer.
+    #[error("the queue of the database writer is full")]
+    Overloaded,
+    /// The store is shutting down, or its writer has died.
+    #[error("the store is closed")]
+    Closed,
+    /// The database cannot be opened.
+    #[error("{}: {cause}", path.display())]
+    CannotOpen {
+        /// Its file.
+        path: PathBuf,
+        /// What the system says.
+        cause: String,
+        /// Whether permissions are the cause.
+        denied: bool,
+    },
+    /// There is no database yet.
+    #[error("{}: no such file", .0.display())]
+    Missing(PathBuf),
+    /// Another program's database.
+    #[error("{}: another program's database", .0.display())]
+    Foreign(PathBuf),
+    /// Written by a newer version of this program.
+    #[error("{}: database version {found}, newer than {known}", path.display())]
+    Newer {
+        /// Its file.
+        path: PathBuf,
+        /// The version that it has.
+        found: u32,
+        /// The newest version that this program knows.
+        known: u32,
+    },
+    /// There is no such user.
+    #[error("no user {0}")]
+    NoSuchUser(i64),
+    /// The balance would fall below zero, or out of all bounds.
+    #[error("the balance of user {telegram_id} is {credits}")]
+    OutOfBounds {
+        /// The user.
+        telegram_id: i64,
+        /// Their credits.
+        credits: i64,
+    },
+    /// The database failed.
+    #[error("{0}")]
+    Failed(Arc<str>),
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Failed(error.to_string().into())
+    }
+}
+
+/// A claim to settle by, with what it came as.
+#[derive(Debug)]
+pub struct Settle {
+    /// What the source says.
+    pub claim: Claim,
+    /// What kind of source it is.
+    pub source: SettledBy,
+    /// What happens to money that comes late.
+    pub late: LatePolicy,
+    /// What is kept of it.
+    pub receipt: Receipt,
+}
+
+/// A notification as it arrived.
+#[derive(Clone, Debug)]
+pub struct Receipt {
+    /// When it arrived.
+    pub received_at: Timestamp,
+    /// Who sent it, as far as trusted proxies tell.
+    pub client: Option<IpAddr>,
+    /// `GET` or `POST`.
+    pub method: &'static str,
+    /// The query string or body, byte by byte.
+    pub payload: Vec<u8>,
+}
+
+/// What became of a claim, durably.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settlement {
+    /// Its name.
+    pub outcome: Outcome,
+    /// Who was credited with how much; `None` unless this claim settled its order.
+    pub credited: Option<Credited>,
+}
+
+/// Credits that a user got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credited {
+    /// The user.
+    pub telegram_id: i64,
+    /// What they got.
+    pub credits: i64,
+}
+
+/// A notification that proved nothing.
+#[derive(Debug)]
+pub struct Rejection {
+    /// What it was refused as.
+    pub outcome: Outcome,
+    /// Why, in a word.
+    pub reason: String,
+    /// The `pid`, `out_trade_no` and `trade_no` that it claims, as far as it can be read.
+    pub claimed: Option<[String; 3]>,
+    /// What is kept of it.
+    pub receipt: Receipt,
+}
+
+/// Credits from a person's hand, or taken away where negative.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// The user.
+    pub telegram_id: i64,
+    /// How many, not zero.
+    pub credits: i64,
+    /// Why.
+    pub reason: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// A change of a user's balance.
+#[derive(Clone, Debug, Serialize)]
+pub struct LedgerEntry {
+    /// When.
+    pub created_at: Timestamp,
+    /// The change.
+    pub credits: i64,
+    /// `order` or `grant`.
+    pub kind: String,
+    /// The order that was paid.
+    pub order_no: Option<String>,
+    /// Why, in a person's words.
+    pub reason: Option<String>,
+}
+
+/// Which orders to list; the newest come first.
+#[derive(Clone, Debug)]
+pub struct OrderFilter {
+    /// Only those of this status at the time `now`.
+    pub status: Option<OrderStatus>,
+    /// Only this user's.
+    pub telegram_id: Option<i64>,
+    /// At most so many.
+    pub limit: u32,
+    /// The time by which orders are pending or expired.
+    pub now: Timestamp,
+}
+
+/// The store, open.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    queue: Arc<Queue>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    writer_alive: watch::Receiver<()>,
+    readers: Readers,
+}
+
+impl Store {
+    /// Opens the database; creates it, with its directory, where there is none, and brings its schema up to date.
+    pub async fn open(url: &DatabaseUrl) -> Result<Self, StoreError> {
+        let DatabaseUrl::Sqlite(path) = url.clone();
+        blocking(move || Self::open_file(&path, QUEUE_MAX)).await
+    }
+
+    /// Opens a database that must be there already.
+    pub async fn open_existing(url: &DatabaseUrl) -> Result<Self, StoreError> {
+        let DatabaseUrl::Sqlite(path) = url;
+        if !path.exists() {
+            return Err(StoreError::Missing(path.clone()));
+        }
+        Self::open(url).await
+    }
+
+    fn open_file(path: &Path, queue_max: usize) -> Result<Self, StoreError> {
+        let connection = schema::open(path)?;
+        let queue = Arc::new(Queue::new(queue_max));
+        let (alive, writer_alive) = watch::channel(());
+        let thread = std::thread::Builder::new().name("store-writer".into());
+        let writer_queue = Arc::clone(&queue);
+        let writer = thread
+            .spawn(move || writer::run(connection, &writer_queue, alive))
+            .map_err(|error| StoreError::Failed(error.to_string().into()))?;
+        let readers = Readers {
+            path: path.to_owned(),
+            idle: Mutex::default(),
+            permits: Semaphore::new(READERS_MAX),
+        };
+        let shared = Shared { queue, writer: Mutex::new(Some(writer)), writer_alive, readers };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Settles an order by what a proven source says, once, and keeps the receipt. This is the one way to credit an order.
+    pub async fn settle(&self, settle: Settle) -> Result<Settlement, StoreError> {
+        self.write(|reply| Job::Settle(Box::new(settle), reply)).await
+    }
+
+    /// Keeps a notification that proved nothing, when there is time for it; never waits.
+    pub fn reject(&self, rejection: Rejection) {
+        self.shared.queue.push_rejection(rejection);
+    }
+
+    /// Creates an order, and its user where it is their first.
+    pub async fn create_order(&self, order: NewOrder) -> Result<Order, StoreError> {
+        self.write(|reply| Job::CreateOrder(Box::new(order), reply)).await
+    }
+
+    /// Changes a user's balance by a person's decision.
+    pub async fn grant(&self, grant: Grant) -> Result<User, StoreError> {
+        self.write(|reply| Job::Grant(grant, reply)).await
+    }
+
+    /// Goes through the writer and back, as a settlement would.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        self.write(Job::Probe).await
+    }
+
+    /// The order of this number.
+    pub async fn order(&self, order_no: &str) -> Result<Option<Order>, StoreError> {
+        let order_no = order_no.to_owned();
+        self.read(move |db| read::order(db, &order_no)).await
+    }
+
+    /// The newest orders that fit the filter.
+    pub async fn orders(&self, filter: OrderFilter) -> Result<Vec<Order>, StoreError> {
+        self.read(move |db| read::orders(db, &filter)).await
+    }
+
+    /// A user with their credits.
+    pub async fn user(&self, telegram_id: i64) -> Result<Option<User>, StoreError> {
+        self.read(move |db| read::user(db, telegram_id)).await
+    }
+
+    /// The newest changes of a user's balance.
+    pub async fn ledger(&self, telegram_id: i64, limit: u32) -> Result<Vec<LedgerEntry>, StoreError> {
+        self.read(move |db| read::ledger(db, telegram_id, limit)).await
+    }
+
+    /// Comes back when the writer has ended; before [`Store::close`], that is a fault.
+    pub async fn writer_ended(&self) {
+        let mut alive = self.shared.writer_alive.clone();
+        while alive.changed().await.is_ok() {}
+    }
+
+    /// Finishes what has queued up and closes the database.
+    pub async fn close(self) -> Result<(), StoreError> {
+        self.shared.queue.close();
+        let writer = lock(&self.shared.writer).take();
+        if let Some(writer) = writer {
+            blocking(move || writer.join().map_err(|_| StoreError::Closed)).await?;
+        }
+        Ok(())
+    }
+
+    /// The version of the database engine.
+    pub fn engine_version() -> &'static str {
+        rusqlite::version()
+    }
+
+    async fn write<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Job) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.queue.push(job(reply)).map_err(|error| match error {
+            PushError::Full => StoreError::Overloaded,
+            PushError::Closed => StoreError::Closed,
+        })?;
+        answer.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        let _permit = shared.readers.permits.acquire().await.map_err(|_| StoreError::Closed)?;
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            let connection = shared.readers.take()?;
+            let result = query(&connection)?;
+            lock(&shared.readers.idle).push(connection);
+            Ok(result)
+        })
+        .await
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+/// Connections for reading, opened when they are first needed.
+struct Readers {
+    path: PathBuf,
+    idle: Mutex<Vec<Connection>>,
+    permits: Semaphore,
+}
+
+impl Readers {
+    fn take(&self) -> Result<Connection, StoreError> {
+        match lock(&self.idle).pop() {
+            Some(connection) => Ok(connection),
+            None => schema::open_reader(&self.path),
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(StoreError::Closed))
+}
+
+/// Locks what no panic can leave half-done.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

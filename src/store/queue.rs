@@ -1,0 +1,141 @@
+//! What waits for the writer: jobs with someone waiting for the answer, and rejections that nobody waits for.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use rust_i18n::t;
+
+use super::writer::Job;
+use super::{Rejection, lock};
+
+/// How many jobs share a commit.
+const BATCH_JOBS_MAX: usize = 256;
+/// How many rejections are written at once, so that a flood of them never holds up a payment.
+const BATCH_REJECTIONS_MAX: usize = 64;
+/// How many rejections wait; more are dropped and counted.
+const REJECTIONS_MAX: usize = 1024;
+/// How long rejections wait for company: they are in no hurry, and each commit costs a disk flush.
+const REJECTIONS_LINGER: Duration = Duration::from_millis(50);
+
+/// A bounded queue between any number of tasks and the one writer.
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+    jobs_max: usize,
+}
+
+#[derive(Default)]
+struct Waiting {
+    jobs: VecDeque<Job>,
+    rejections: VecDeque<Rejection>,
+    rejections_since: Option<Instant>,
+    rejections_dropped: u64,
+    closed: bool,
+}
+
+/// What the writer does next.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) jobs: Vec<Job>,
+    pub(super) rejections: Vec<Rejection>,
+}
+
+pub(super) enum Next {
+    Batch(Batch),
+    /// Nothing has come for the time that the writer was ready to wait.
+    Idle,
+    /// Nothing will come any more.
+    Closed,
+}
+
+pub(super) enum PushError {
+    Full,
+    Closed,
+}
+
+impl Queue {
+    pub(super) fn new(jobs_max: usize) -> Self {
+        Self { waiting: Mutex::default(), changed: Condvar::new(), jobs_max }
+    }
+
+    pub(super) fn push(&self, job: Job) -> Result<(), PushError> {
+        let mut waiting = lock(&self.waiting);
+        if waiting.closed {
+            return Err(PushError::Closed);
+        }
+        if waiting.jobs.len() >= self.jobs_max {
+            return Err(PushError::Full);
+        }
+        waiting.jobs.push_back(job);
+        drop(waiting);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    pub(super) fn push_rejection(&self, rejection: Rejection) {
+        let mut waiting = lock(&self.waiting);
+        if waiting.rejections.len() >= REJECTIONS_MAX {
+            waiting.rejections_dropped += 1;
+            return;
+        }
+        waiting.rejections_since.get_or_insert_with(Instant::now);
+        waiting.rejections.push_back(rejection);
+        drop(waiting);
+        self.changed.notify_one();
+    }
+
+    /// Lets nothing more in; what is queued is still handed out.
+    pub(super) fn close(&self) {
+        lock(&self.waiting).closed = true;
+        self.changed.notify_one();
+    }
+
+    /// Waits for something to do: for `patience` at most, or for ever.
+    pub(super) fn next(&self, patience: Option<Duration>) -> Next {
+        let started = Instant::now();
+        let mut waiting = lock(&self.waiting);
+        loop {
+            let ripe_in = waiting.rejections_since.map(|since| REJECTIONS_LINGER.saturating_sub(since.elapsed()));
+            let rejections_ripe =
+                ripe_in == Some(Duration::ZERO) || waiting.rejections.len() >= BATCH_REJECTIONS_MAX || waiting.closed;
+            if !waiting.jobs.is_empty() || (rejections_ripe && !waiting.rejections.is_empty()) {
+                return Next::Batch(waiting.take_batch());
+            }
+            if waiting.closed {
+                return Next::Closed;
+            }
+            let patience_left = patience.map(|patience| patience.saturating_sub(started.elapsed()));
+            if patience_left == Some(Duration::ZERO) {
+                return Next::Idle;
+            }
+            let wait = [ripe_in, patience_left].into_iter().flatten().min();
+            waiting = match wait {
+                Some(wait) => {
+                    let result = self.changed.wait_timeout(waiting, wait);
+                    result.unwrap_or_else(std::sync::PoisonError::into_inner).0
+                }
+                None => self.changed.wait(waiting).unwrap_or_else(std::sync::PoisonError::into_inner),
+            };
+        }
+    }
+}
+
+impl Waiting {
+    fn take_batch(&mut self) -> Batch {
+        let jobs = self.jobs.len().min(BATCH_JOBS_MAX);
+        let rejections = self.rejections.len().min(BATCH_REJECTIONS_MAX);
+        let batch = Batch {
+            jobs: self.jobs.drain(..jobs).collect(),
+            rejections: self.rejections.drain(..rejections).collect(),
+        };
+        if self.rejections.is_empty() {
+            self.rejections_since = None;
+        }
+        let dropped = std::mem::take(&mut self.rejections_dropped);
+        if dropped > 0 {
+            log::warn!(target: "webhookctl::store", "{}", t!("log.rejections_dropped", count = dropped));
+        }
+        batch
+    }
+}

@@ -1,0 +1,126 @@
+//! Every statement that reads, and the one mapping from rows to orders.
+
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, named_params, types::Type};
+
+use super::{LedgerEntry, OrderFilter};
+use crate::clock::Timestamp;
+use crate::money::Amount;
+use crate::order::{NewOrder, Order, OrderNo, OrderStatus, SettledBy, User};
+
+const ORDER_COLUMNS: &str = "id, order_no, merchant, telegram_id, package, name, type, amount_fen, credits, param, \
+                             created_at_ms, expires_at_ms, status, trade_no, settled_by, paid_at_ms";
+
+/// A value that no version of this program writes.
+#[derive(Debug, thiserror::Error)]
+#[error("unexpected value")]
+struct Unexpected;
+
+fn expect<T>(column: usize, value: Option<T>) -> rusqlite::Result<T> {
+    value.ok_or_else(|| rusqlite::Error::FromSqlConversionFailure(column, Type::Null, Box::new(Unexpected)))
+}
+
+fn order_of(row: &Row) -> rusqlite::Result<(i64, Order)> {
+    let timestamp = |column: usize| row.get(column).map(Timestamp::from_ms);
+    let text = |column: usize| row.get_ref(column)?.as_str().map_err(rusqlite::Error::from);
+    let settled_by = match row.get_ref(14)?.as_str_or_null()? {
+        Some(name) => Some(expect(14, SettledBy::from_name(name))?),
+        None => None,
+    };
+    let paid_at: Option<i64> = row.get(15)?;
+    let order = Order {
+        terms: NewOrder {
+            order_no: expect(1, text(1)?.parse::<OrderNo>().ok())?,
+            merchant: row.get(2)?,
+            telegram_id: row.get(3)?,
+            package: row.get(4)?,
+            name: row.get(5)?,
+            payment_type: row.get(6)?,
+            amount: expect(7, Amount::from_fen(row.get(7)?))?,
+            credits: row.get(8)?,
+            param: row.get(9)?,
+            created_at: timestamp(10)?,
+            expires_at: timestamp(11)?,
+        },
+        stored_status: expect(12, OrderStatus::from_name(text(12)?))?,
+        trade_no: row.get(13)?,
+        settled_by,
+        paid_at: paid_at.map(Timestamp::from_ms),
+    };
+    Ok((row.get(0)?, order))
+}
+
+pub(super) fn order_with_id(db: &Connection, order_no: &str) -> rusqlite::Result<Option<(i64, Order)>> {
+    db.prepare_cached(&format!("SELECT {ORDER_COLUMNS} FROM orders WHERE order_no = ?"))?
+        .query_row([order_no], order_of)
+        .optional()
+}
+
+pub(super) fn order(db: &Connection, order_no: &str) -> rusqlite::Result<Option<Order>> {
+    Ok(order_with_id(db, order_no)?.map(|(_, order)| order))
+}
+
+/// The order that this merchant's payment has settled.
+pub(super) fn order_settled_by(db: &Connection, merchant: &str, trade_no: &str) -> rusqlite::Result<Option<OrderNo>> {
+    let order_no: Option<String> = db
+        .prepare_cached("SELECT order_no FROM orders WHERE merchant = ? AND trade_no = ?")?
+        .query_row([merchant, trade_no], |row| row.get(0))
+        .optional()?;
+    order_no.map(|order_no| expect(0, order_no.parse().ok())).transpose()
+}
+
+pub(super) fn orders(db: &Connection, filter: &OrderFilter) -> rusqlite::Result<Vec<Order>> {
+    let mut conditions = Vec::new();
+    let now = filter.now.ms();
+    let stored_status = filter.status.map(|status| match status {
+        OrderStatus::Expired => OrderStatus::Pending.name(),
+        status => status.name(),
+    });
+    let mut values: Vec<(&str, &dyn ToSql)> = vec![(":limit", &filter.limit)];
+    if let Some(status) = &stored_status {
+        conditions.push("status = :status");
+        values.push((":status", status));
+    }
+    match filter.status {
+        Some(OrderStatus::Pending) => conditions.push("expires_at_ms > :now"),
+        Some(OrderStatus::Expired) => conditions.push("expires_at_ms <= :now"),
+        _ => {}
+    }
+    if matches!(filter.status, Some(OrderStatus::Pending | OrderStatus::Expired)) {
+        values.push((":now", &now));
+    }
+    if let Some(telegram_id) = &filter.telegram_id {
+        conditions.push("telegram_id = :telegram_id");
+        values.push((":telegram_id", telegram_id));
+    }
+    let condition = if conditions.is_empty() { "TRUE".into() } else { conditions.join(" AND ") };
+    db.prepare_cached(&format!("SELECT {ORDER_COLUMNS} FROM orders WHERE {condition} ORDER BY id DESC LIMIT :limit"))?
+        .query_map(values.as_slice(), |row| order_of(row).map(|(_, order)| order))?
+        .collect()
+}
+
+pub(super) fn user(db: &Connection, telegram_id: i64) -> rusqlite::Result<Option<User>> {
+    db.prepare_cached(
+        "SELECT credits, (SELECT count(*) FROM orders WHERE orders.telegram_id = users.telegram_id AND status = 'paid')
+         FROM users WHERE telegram_id = ?",
+    )?
+    .query_row([telegram_id], |row| Ok(User { credits: row.get(0)?, orders_paid: row.get(1)?, telegram_id }))
+    .optional()
+}
+
+pub(super) fn ledger(db: &Connection, telegram_id: i64, limit: u32) -> rusqlite::Result<Vec<LedgerEntry>> {
+    db.prepare_cached(
+        "SELECT ledger.created_at_ms, ledger.credits, kind, order_no, reason
+         FROM ledger LEFT JOIN orders ON orders.id = ledger.order_id
+         WHERE ledger.telegram_id = :telegram_id ORDER BY ledger.id DESC LIMIT :limit",
+    )?
+    .query_map(named_params! { ":telegram_id": telegram_id, ":limit": limit }, |row| {
+        Ok(LedgerEntry {
+            created_at: Timestamp::from_ms(row.get(0)?),
+            credits: row.get(1)?,
+            kind: row.get(2)?,
+            order_no: row.get(3)?,
+            reason: row.get(4)?,
+        })
+    })?
+    .collect()
+}

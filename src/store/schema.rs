@@ -1,0 +1,131 @@
+//! Opening the database: settings, schema versions, and the refusal of what is not ours.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+
+use super::StoreError;
+
+/// Marks a database file as ours: `whkc`.
+const APPLICATION_ID: i64 = 0x7768_6b63;
+/// How long a write waits for another process's: gateways give up after 5 s, so less than that.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(2500);
+/// How often the switch to write-ahead logging is tried: SQLite does not wait for other processes there.
+const WAL_ATTEMPTS: u32 = 100;
+/// How many pages the write-ahead log may grow to before a commit has to copy it into the database.
+const WAL_PAGES: i64 = 4096;
+/// Room for every statement that we have.
+const STATEMENTS_MAX: usize = 64;
+
+/// Each element takes the schema one version further; the version is the number of elements applied.
+const MIGRATIONS: [&str; VERSION as usize] = [include_str!("schema.sql")];
+/// The newest version of the schema.
+const VERSION: u32 = 1;
+
+/// Opens the database for writing, created and migrated where that is needed.
+pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
+    let cannot_open = |cause: String, denied| StoreError::CannotOpen { path: path.to_owned(), cause, denied };
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(|error| {
+            cannot_open(error.to_string(), error.kind() == std::io::ErrorKind::PermissionDenied)
+        })?;
+    }
+    prepare(path).map_err(|error| match error {
+        OpenError::Refused(refusal) => refusal,
+        OpenError::Engine(error) => {
+            let denied = matches!(
+                error.sqlite_error_code(),
+                Some(ErrorCode::PermissionDenied | ErrorCode::ReadOnly | ErrorCode::CannotOpen)
+            );
+            cannot_open(error.to_string(), denied)
+        }
+    })
+}
+
+/// Opens a connection that cannot write.
+pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(BUSY_TIMEOUT)?;
+    db.pragma_update(None, "query_only", true)?;
+    db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    Ok(db)
+}
+
+enum OpenError {
+    Refused(StoreError),
+    Engine(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for OpenError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
+fn prepare(path: &Path) -> Result<Connection, OpenError> {
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(BUSY_TIMEOUT)?;
+    db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    // Before anything is changed: another program's file must stay as it is.
+    let snapshot = db.transaction()?;
+    let version = check_version(&snapshot, path)?;
+    snapshot.commit()?;
+    switch_to_wal(&db)?;
+    db.pragma_update(None, "synchronous", "FULL")?;
+    db.pragma_update(None, "foreign_keys", true)?;
+    db.pragma_update(None, "trusted_schema", false)?;
+    db.pragma_update(None, "wal_autocheckpoint", WAL_PAGES)?;
+    if version < VERSION {
+        migrate(&mut db, path)?;
+    }
+    Ok(db)
+}
+
+/// Refuses a database that another program made, or a newer version of this one.
+///
+/// Called in a transaction: another process may be creating the schema at this moment, and half of it looks foreign.
+fn check_version(db: &Connection, path: &Path) -> Result<u32, OpenError> {
+    let found: u32 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let application: i64 = db.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+    let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    let path = path.to_owned();
+    if application != APPLICATION_ID && (application != 0 || found > 0 || tables > 0) {
+        return Err(OpenError::Refused(StoreError::Foreign(path)));
+    }
+    if found > VERSION {
+        return Err(OpenError::Refused(StoreError::Newer { path, found, known: VERSION }));
+    }
+    Ok(found)
+}
+
+fn switch_to_wal(db: &Connection) -> rusqlite::Result<()> {
+    let mut attempts = WAL_ATTEMPTS;
+    loop {
+        let switched = db.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()));
+        attempts -= 1;
+        match switched {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && attempts > 0 => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Applies what is missing in one transaction: after a crash the schema is the old one or the new one.
+fn migrate(db: &mut Connection, path: &Path) -> Result<(), OpenError> {
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // Another process may have done it in the meantime.
+    let version = check_version(&transaction, path)?;
+    for migration in MIGRATIONS.iter().skip(version as usize) {
+        transaction.execute_batch(migration)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    transaction.commit()?;
+    Ok(())
+}

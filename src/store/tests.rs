@@ -1,0 +1,372 @@
+use std::collections::HashSet;
+
+use super::*;
+use crate::money::Amount;
+use crate::order::OrderNo;
+
+const NOW: i64 = 1_700_000_000_000;
+
+struct Fixture {
+    directory: tempfile::TempDir,
+    store: Store,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&url(&directory)).await.unwrap();
+        Self { directory, store }
+    }
+
+    /// A connection that obeys nothing but the schema, as another program's would.
+    fn stranger(&self) -> Connection {
+        let db = Connection::open(self.directory.path().join("x.db")).unwrap();
+        db.busy_timeout(std::time::Duration::from_secs(5)).unwrap();
+        db
+    }
+
+    fn count(&self, sql: &str) -> i64 {
+        self.stranger().query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+}
+
+fn url(directory: &tempfile::TempDir) -> DatabaseUrl {
+    DatabaseUrl::Sqlite(directory.path().join("x.db"))
+}
+
+fn new_order(order_no: &str, telegram_id: i64) -> NewOrder {
+    NewOrder {
+        order_no: order_no.parse().unwrap(),
+        merchant: "1002".into(),
+        telegram_id,
+        package: Some("silver".into()),
+        name: "VIP白银".into(),
+        payment_type: "alipay".into(),
+        amount: Amount::from_fen(3600).unwrap(),
+        credits: 70,
+        param: None,
+        created_at: Timestamp::from_ms(NOW),
+        expires_at: Timestamp::from_ms(NOW + 1_800_000),
+    }
+}
+
+fn settle(order_no: &str, trade_no: &str) -> Settle {
+    Settle {
+        claim: Claim {
+            merchant: "1002".into(),
+            order_no: order_no.into(),
+            trade_no: trade_no.into(),
+            amount: Amount::from_fen(3600).unwrap(),
+            paid: true,
+            param: None,
+        },
+        source: SettledBy::Notify,
+        late: LatePolicy::Credit,
+        receipt: receipt(),
+    }
+}
+
+fn receipt() -> Receipt {
+    Receipt {
+        received_at: Timestamp::from_ms(NOW + 1000),
+        client: Some("203.0.113.7".parse().unwrap()),
+        method: "GET",
+        payload: b"a=1&b=%FF".to_vec(),
+    }
+}
+
+#[tokio::test]
+async fn a_settlement_writes_everything_at_once() {
+    let fixture = Fixture::new().await;
+    let store = &fixture.store;
+    store.create_order(new_order("A1", 1001)).await.unwrap();
+    let settlement = store.settle(settle("A1", "T1")).await.unwrap();
+    assert_eq!(
+        settlement,
+        Settlement { outcome: Outcome::Settled, credited: Some(Credited { telegram_id: 1001, credits: 70 }) }
+    );
+    let order = store.order("A1").await.unwrap().unwrap();
+    assert_eq!(order.stored_status, OrderStatus::Paid);
+    assert_eq!(order.trade_no.as_deref(), Some("T1"));
+    assert_eq!(order.settled_by, Some(SettledBy::Notify));
+    assert_eq!(order.paid_at, Some(Timestamp::from_ms(NOW + 1000)));
+    let user = store.user(1001).await.unwrap().unwrap();
+    assert_eq!(user, User { credits: 70, orders_paid: 1, telegram_id: 1001 });
+    assert_eq!(fixture.count("SELECT count(*) FROM outbox WHERE kind = 'settled'"), 1);
+    let payload: Vec<u8> = fixture.stranger().query_row("SELECT payload FROM receipts", [], |row| row.get(0)).unwrap();
+    assert_eq!(payload, b"a=1&b=%FF");
+}
+
+#[tokio::test]
+async fn a_hundred_concurrent_copies_credit_once() {
+    let fixture = Fixture::new().await;
+    fixture.store.create_order(new_order("A1", 1001)).await.unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let store = fixture.store.clone();
+        tasks.spawn(async move { store.settle(settle("A1", "T1")).await.unwrap().outcome });
+    }
+    let outcomes = tasks.join_all().await;
+    assert_eq!(outcomes.iter().filter(|outcome| **outcome == Outcome::Settled).count(), 1);
+    assert_eq!(outcomes.iter().filter(|outcome| **outcome == Outcome::Duplicate).count(), 99);
+    assert_eq!(fixture.store.user(1001).await.unwrap().unwrap().credits, 70);
+    assert_eq!(fixture.count("SELECT count(*) FROM receipts"), 100);
+}
+
+#[tokio::test]
+async fn one_payment_settles_one_order_and_two_payments_of_one_order_are_told_apart() {
+    let fixture = Fixture::new().await;
+    let store = &fixture.store;
+    for order_no in ["A1", "A2"] {
+        store.create_order(new_order(order_no, 1001)).await.unwrap();
+    }
+    let outcome = async |order_no, trade_no| store.settle(settle(order_no, trade_no)).await.unwrap().outcome;
+    assert_eq!(outcome("A1", "T1").await, Outcome::Settled);
+    assert_eq!(outcome("A2", "T1").await, Outcome::TradeReused);
+    assert_eq!(outcome("A1", "T2").await, Outcome::PaidAgain);
+    assert_eq!(outcome("A2", "T2").await, Outcome::Settled);
+    assert_eq!(outcome("NONE", "T3").await, Outcome::UnknownOrder);
+    assert_eq!(store.user(1001).await.unwrap().unwrap().credits, 140);
+    assert_eq!(fixture.count("SELECT count(*) FROM receipts"), 5);
+}
+
+#[tokio::test]
+async fn a_wrong_amount_puts_the_order_in_review_and_tells_once() {
+    let fixture = Fixture::new().await;
+    fixture.store.create_order(new_order("A1", 1001)).await.unwrap();
+    for _ in 0..2 {
+        let mut wrong = settle("A1", "T1");
+        wrong.claim.amount = Amount::from_fen(1).unwrap();
+        assert_eq!(fixture.store.settle(wrong).await.unwrap().outcome, Outcome::AmountMismatch);
+    }
+    assert_eq!(fixture.store.settle(settle("A1", "T1")).await.unwrap().outcome, Outcome::Held);
+    let order = fixture.store.order("A1").await.unwrap().unwrap();
+    assert_eq!(order.stored_status, OrderStatus::Review);
+    assert_eq!(fixture.store.user(1001).await.unwrap().unwrap().credits, 0);
+    assert_eq!(fixture.count("SELECT count(*) FROM outbox"), 1);
+}
+
+#[tokio::test]
+async fn another_merchants_receipt_is_not_filed_under_the_order() {
+    let fixture = Fixture::new().await;
+    fixture.store.create_order(new_order("A1", 1001)).await.unwrap();
+    let mut foreign = settle("A1", "T1");
+    foreign.claim.merchant = "6666".into();
+    assert_eq!(fixture.store.settle(foreign).await.unwrap().outcome, Outcome::UnknownOrder);
+    assert_eq!(fixture.count("SELECT count(*) FROM receipts WHERE order_id IS NULL"), 1);
+}
+
+#[tokio::test]
+async fn one_failing_job_does_not_spoil_its_batch() {
+    let fixture = Fixture::new().await;
+    let mut tasks = tokio::task::JoinSet::new();
+    // The same number twice: one of each pair must fail, whatever else shares its commit.
+    for n in 0..50 {
+        for _ in 0..2 {
+            let store = fixture.store.clone();
+            tasks.spawn(async move { store.create_order(new_order(&format!("A{n}"), 1001)).await.is_ok() });
+        }
+    }
+    let created = tasks.join_all().await.into_iter().filter(|created| *created).count();
+    assert_eq!(created, 50);
+    assert_eq!(fixture.count("SELECT count(*) FROM orders"), 50);
+}
+
+#[tokio::test]
+async fn the_schema_itself_keeps_the_books() {
+    let fixture = Fixture::new().await;
+    for order_no in ["A1", "A2"] {
+        fixture.store.create_order(new_order(order_no, 1001)).await.unwrap();
+    }
+    fixture.store.settle(settle("A1", "T1")).await.unwrap();
+    let db = fixture.stranger();
+    for forbidden in [
+        "UPDATE ledger SET credits = 1000",
+        "DELETE FROM ledger",
+        "INSERT OR REPLACE INTO ledger (id, telegram_id, kind, credits, reason, created_at_ms)
+         SELECT id, telegram_id, 'grant', 1000, 'x', 0 FROM ledger",
+        "INSERT INTO ledger (telegram_id, kind, credits, order_id, created_at_ms)
+         SELECT telegram_id, kind, credits, order_id, 0 FROM ledger",
+        "INSERT OR REPLACE INTO ledger (telegram_id, kind, credits, order_id, created_at_ms)
+         SELECT telegram_id, kind, 1000, order_id, 0 FROM ledger",
+        "INSERT INTO ledger (telegram_id, kind, credits, created_at_ms) VALUES (1001, 'order', 70, 0)",
+        "INSERT INTO ledger (telegram_id, kind, credits, created_at_ms) VALUES (1001, 'grant', 70, 0)",
+        "UPDATE receipts SET payload = x''",
+        "DELETE FROM receipts",
+        "DELETE FROM orders",
+        "UPDATE orders SET status = 'pending' WHERE order_no = 'A1'",
+        "UPDATE orders SET status = 'paid', trade_no = 'T1', settled_by = 'notify', paid_at_ms = 1 WHERE order_no = 'A2'",
+        "UPDATE orders SET status = 'paid' WHERE order_no = 'A2'",
+        "UPDATE orders SET status = 'odd' WHERE order_no = 'A2'",
+        "UPDATE orders SET amount_fen = 0 WHERE order_no = 'A2'",
+        "UPDATE orders SET amount_fen = 1.5 WHERE order_no = 'A2'",
+        "UPDATE users SET credits = 'many'",
+    ] {
+        assert!(db.execute_batch(forbidden).is_err(), "{forbidden}");
+    }
+    assert_eq!(fixture.store.user(1001).await.unwrap().unwrap().credits, 70);
+}
+
+#[tokio::test]
+async fn grants_are_ledger_entries_and_never_go_below_zero() {
+    let fixture = Fixture::new().await;
+    let grant = |telegram_id, credits| Grant {
+        telegram_id,
+        credits,
+        reason: "sorry".into(),
+        at: Timestamp::from_ms(NOW),
+    };
+    assert!(matches!(fixture.store.grant(grant(1001, 5)).await, Err(StoreError::NoSuchUser(1001))));
+    fixture.store.create_order(new_order("A1", 1001)).await.unwrap();
+    assert_eq!(fixture.store.grant(grant(1001, 5)).await.unwrap().credits, 5);
+    assert_eq!(fixture.store.grant(grant(1001, -3)).await.unwrap().credits, 2);
+    for credits in [-3, i64::MAX, i64::MIN] {
+        let refused = fixture.store.grant(grant(1001, credits)).await;
+        assert!(matches!(refused, Err(StoreError::OutOfBounds { credits: 2, .. })), "{credits}");
+    }
+    let ledger = fixture.store.ledger(1001, 10).await.unwrap();
+    assert_eq!(ledger.iter().map(|entry| entry.credits).collect::<Vec<_>>(), [-3, 5]);
+}
+
+#[tokio::test]
+async fn orders_are_listed_newest_first_by_status_and_user() {
+    let fixture = Fixture::new().await;
+    for (order_no, user) in [("A1", 1001), ("A2", 1002), ("A3", 1001)] {
+        fixture.store.create_order(new_order(order_no, user)).await.unwrap();
+    }
+    fixture.store.settle(settle("A1", "T1")).await.unwrap();
+    let list = async |status, telegram_id, now, limit| {
+        let now = Timestamp::from_ms(now);
+        let filter = OrderFilter { status, telegram_id, limit, now };
+        let orders = fixture.store.orders(filter).await.unwrap();
+        orders.into_iter().map(|order| order.terms.order_no.to_string()).collect::<Vec<_>>().join(" ")
+    };
+    let late = NOW + 1_800_000;
+    assert_eq!(list(None, None, NOW, 10).await, "A3 A2 A1");
+    assert_eq!(list(None, None, NOW, 2).await, "A3 A2");
+    assert_eq!(list(None, Some(1001), NOW, 10).await, "A3 A1");
+    assert_eq!(list(Some(OrderStatus::Paid), None, NOW, 10).await, "A1");
+    assert_eq!(list(Some(OrderStatus::Pending), None, NOW, 10).await, "A3 A2");
+    assert_eq!(list(Some(OrderStatus::Pending), None, late, 10).await, "");
+    assert_eq!(list(Some(OrderStatus::Expired), Some(1001), late, 10).await, "A3");
+}
+
+#[tokio::test]
+async fn rejections_are_kept_up_to_their_number_and_size() {
+    let fixture = Fixture::new().await;
+    let db = fixture.stranger();
+    db.execute_batch(
+        "INSERT INTO rejections (id, received_at_ms, outcome, reason, payload, payload_bytes)
+         VALUES (1, 0, 'malformed', 'x', x'', 0), (10000, 0, 'malformed', 'x', x'', 0)",
+    )
+    .unwrap();
+    let mut receipt = receipt();
+    receipt.payload = vec![b'x'; 10_000];
+    fixture.store.reject(Rejection {
+        outcome: Outcome::BadSignature,
+        reason: "bad_signature".into(),
+        claimed: Some(["1002".into(), "A1".into(), "T1".into()]),
+        receipt,
+    });
+    fixture.store.clone().close().await.unwrap();
+    assert_eq!(fixture.count("SELECT min(id) FROM rejections"), 10_000);
+    assert_eq!(fixture.count("SELECT count(*) FROM rejections"), 2);
+    assert_eq!(fixture.count("SELECT length(payload) FROM rejections ORDER BY id DESC LIMIT 1"), 4096);
+    assert_eq!(fixture.count("SELECT payload_bytes FROM rejections ORDER BY id DESC LIMIT 1"), 10_000);
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_at_once_and_a_lock_fails_honestly() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("x.db");
+    let store = Store::open_file(&path, 8).unwrap();
+    store.create_order(new_order("A1", 1001)).await.unwrap();
+    let other = Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // One batch is stuck in BEGIN, eight jobs may wait, the others must not.
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..300 {
+        let store = store.clone();
+        tasks.spawn(async move { store.settle(settle("A1", &format!("T{n}"))).await });
+    }
+    let (mut overloaded, mut failed) = (0, 0);
+    for result in tasks.join_all().await {
+        match result {
+            Err(StoreError::Overloaded) => overloaded += 1,
+            Err(StoreError::Failed(_)) => failed += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(overloaded > 0 && failed > 0, "{overloaded} overloaded, {failed} failed");
+    other.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(store.settle(settle("A1", "T1")).await.unwrap().outcome, Outcome::Settled);
+}
+
+#[tokio::test]
+async fn what_is_queued_is_written_before_the_store_closes() {
+    let fixture = Fixture::new().await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..200 {
+        let store = fixture.store.clone();
+        tasks.spawn(async move { store.create_order(new_order(&format!("A{n}"), 1001)).await.is_ok() });
+    }
+    tokio::task::yield_now().await;
+    fixture.store.clone().close().await.unwrap();
+    let acknowledged = tasks.join_all().await.into_iter().filter(|created| *created).count();
+    assert_eq!(fixture.count("SELECT count(*) FROM orders"), i64::try_from(acknowledged).unwrap());
+    assert!(matches!(fixture.store.probe().await, Err(StoreError::Closed)));
+    fixture.store.writer_ended().await;
+}
+
+#[tokio::test]
+async fn a_closed_database_reopens_with_everything_in_it() {
+    let directory = tempfile::tempdir().unwrap();
+    for n in 0..3 {
+        let store = Store::open(&url(&directory)).await.unwrap();
+        store.create_order(new_order(&format!("A{n}"), 1001)).await.unwrap();
+        store.close().await.unwrap();
+    }
+    let store = Store::open_existing(&url(&directory)).await.unwrap();
+    let numbers: HashSet<OrderNo> = store
+        .orders(OrderFilter { status: None, telegram_id: None, limit: 10, now: Timestamp::from_ms(NOW) })
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|order| order.terms.order_no)
+        .collect();
+    assert_eq!(numbers.len(), 3);
+}
+
+#[tokio::test]
+async fn databases_that_are_not_ours_or_too_new_are_refused_untouched() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("x.db");
+    let db = Connection::open(&path).unwrap();
+    db.execute_batch("CREATE TABLE users (id INTEGER)").unwrap();
+    assert!(matches!(Store::open(&url(&directory)).await, Err(StoreError::Foreign(_))));
+    let journal: String = db.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
+    assert_eq!(journal, "delete");
+    drop(db);
+    std::fs::remove_file(&path).unwrap();
+    Store::open(&url(&directory)).await.unwrap().close().await.unwrap();
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    let refused = Store::open(&url(&directory)).await;
+    assert!(matches!(refused, Err(StoreError::Newer { found: 99, known: 1, .. })));
+    std::fs::write(&path, "not a database, but long enough to look at ".repeat(100)).unwrap();
+    assert!(matches!(Store::open(&url(&directory)).await, Err(StoreError::CannotOpen { denied: false, .. })));
+    let elsewhere = DatabaseUrl::Sqlite(directory.path().join("none.db"));
+    assert!(matches!(Store::open_existing(&elsewhere).await, Err(StoreError::Missing(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_processes_may_create_the_database_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let url = url(&directory);
+        tasks.spawn(async move { Store::open(&url).await.map(drop) });
+    }
+    for opened in tasks.join_all().await {
+        opened.unwrap();
+    }
+}
