@@ -1,4 +1,40 @@
-//! webhookctl
-#![allow(missing_docs, dead_code)]
-mod clock; mod epay; mod money; mod named; mod order; mod secret; mod settlement; mod config; mod logging; mod store;
+//! webhookctl: takes payment callbacks for Telegram bots that sell credits, and settles each order exactly once.
+//!
+//! # The way of one payment
+//!
+//! ```text
+//! bytes -> server (limits, routing) -> epay (parse, verify: pure) -> store (one transaction: load, decide: pure, write)
+//!       -> commit -> `success`
+//! ```
+//!
+//! [`server`] takes a gateway's request within its limits and hands the bytes to [`epay`], which refuses whatever has more
+//! than one reading or was not signed by the merchant's gateway. What is left goes to [`store`], the only place that knows SQL:
+//! one transaction loads the order, asks [`settlement`] what to do, and writes order, ledger entry, message and receipt together.
+//! Nothing is answered before that transaction is on disk.
+//!
+//! [`service`] puts the parts together; [`Service`] is what a program embeds. The command line is in [`cli`].
+
+mod clock;
+mod config;
+mod epay;
+mod logging;
+mod money;
+mod named;
+mod order;
+mod secret;
+mod server;
+mod service;
+mod settlement;
+mod store;
+
+#[doc(hidden)]
+pub mod cli;
+
+pub use clock::Timestamp;
+pub use config::{Config, ConfigError, Finding};
+pub use money::{Amount, AmountError};
+pub use order::{NewOrder, Order, OrderNo, OrderStatus, OrderView, SettledBy, User};
+pub use service::Service;
+pub use store::{Grant, OrderFilter, Store, StoreError};
+
 rust_i18n::i18n!("src/locales");

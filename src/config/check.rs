@@ -19,7 +19,7 @@ use crate::secret::Secret;
 use crate::settlement::LatePolicy;
 
 /// How many bytes of a product name gateways keep.
-const NAME_BYTES_MAX: usize = 127;
+pub(crate) const NAME_BYTES_MAX: usize = 127;
 /// The credits that one package or order may give.
 pub(crate) const CREDITS_MAX: i64 = 1_000_000_000;
 
@@ -166,22 +166,11 @@ impl Check<'_> {
     fn secret_file(&mut self, key: &str, file: &str) -> Option<String> {
         let path = self.path(file);
         match std::fs::read_to_string(&path) {
-            Ok(text) => {
-                self.warn_if_open_to_others(key, &path);
-                Some(text)
-            }
+            Ok(text) => Some(text),
             Err(error) => {
                 let text = t!("config.secret_unreadable", path = path.display(), error = error);
                 self.error(key, text)
             }
-        }
-    }
-
-    fn warn_if_open_to_others(&mut self, key: &str, path: &Path) {
-        use std::os::unix::fs::PermissionsExt;
-        let open = path.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o007 != 0);
-        if open {
-            self.warn(key, t!("config.secret_open", path = path.display()));
         }
     }
 

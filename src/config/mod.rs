@@ -6,6 +6,8 @@
 mod check;
 mod file;
 
+pub(crate) use check::{CREDITS_MAX, NAME_BYTES_MAX};
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -77,6 +79,11 @@ impl Language {
 pub struct AddressList(pub Vec<IpNet>);
 
 impl AddressList {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether one of them contains `address`; an IPv4 address counts as itself in its IPv6 form too.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
@@ -303,15 +310,19 @@ pub struct ConfigError {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let file = match &self.file {
-            Some(file) => file.display().to_string(),
-            None => t!("config.no_file").into_owned(),
-        };
-        write!(f, "{}", t!("config.error", file = file))?;
+        write!(f, "{}", t!("config.error", file = file_name(self.file.as_deref())))?;
         for finding in &self.findings {
             write!(f, "\n  {finding}")?;
         }
         Ok(())
+    }
+}
+
+/// The file's name for a person, or that there is none.
+pub fn file_name(file: Option<&Path>) -> String {
+    match file {
+        Some(file) => file.display().to_string(),
+        None => t!("config.no_file").into_owned(),
     }
 }
 

@@ -88,6 +88,12 @@ impl<'a> Form<'a> {
         Ok(Self { fields })
     }
 
+    /// Takes fields as somebody would send them, whatever they are: for signing, not for believing.
+    pub fn as_sent(mut fields: Vec<(Cow<'a, str>, Cow<'a, str>)>) -> Self {
+        fields.sort_unstable();
+        Self { fields }
+    }
+
     /// The value of `key`, if the field is there.
     pub fn get(&self, key: &str) -> Option<&str> {
         let at = self.fields.binary_search_by(|(k, _)| k.as_ref().cmp(key)).ok()?;

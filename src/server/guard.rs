@@ -17,7 +17,7 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::head::{Framing, HEAD_BYTES_MAX, HeadScanner, Progress, Refusal};
+use super::head::{Framing, HeadScanner, Progress, Refusal};
 
 /// The method of the request that stands for a refused one.
 pub(super) const REFUSED: &str = "REFUSED";
@@ -105,7 +105,7 @@ impl GuardedIo {
     }
 
     /// Hands received bytes of the present request to hyper; whether there were any.
-    fn hand_over(&mut self, mut to: ReadBufCursor<'_>) -> bool {
+    fn hand_over(&mut self, to: &mut ReadBufCursor<'_>) -> bool {
         let most = self.received.len().min(to.remaining());
         let bytes = match &mut self.passing {
             Passing::Everything => most,
@@ -123,7 +123,7 @@ impl GuardedIo {
     /// Looks for the next request in what was received; whether one may be handed over now.
     fn next_request(&mut self) -> bool {
         // Blank lines before a request are allowed, and some clients send one behind a body.
-        while self.scanner_is_fresh() && self.received.starts_with(b"\r\n") {
+        while self.scanner.is_fresh() && self.received.starts_with(b"\r\n") {
             self.received.advance(2);
         }
         match self.scanner.scan(&self.received) {
@@ -142,10 +142,6 @@ impl GuardedIo {
                 true
             }
         }
-    }
-
-    fn scanner_is_fresh(&self) -> bool {
-        self.scanner.is_fresh()
     }
 
     /// Reads from the socket; 0 bytes mean that the client has finished.
@@ -219,11 +215,7 @@ impl Read for GuardedIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut to: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
-            // SAFETY-free reborrow: the cursor is only advanced by what was handed over, once.
-            if this.hand_over(to.reborrow()) {
-                return Poll::Ready(Ok(()));
-            }
-            if this.ended {
+            if this.hand_over(&mut to) || this.ended {
                 return Poll::Ready(Ok(()));
             }
             if this.passing == Passing::Bytes(0) && !this.received.is_empty() && this.next_request() {
@@ -292,6 +284,3 @@ impl Write for GuardedIo {
         Poll::Ready(Ok(()))
     }
 }
-
-/// A head and what may follow it fit into the buffer without growing it far.
-const _: () = assert!(READ_BYTES < HEAD_BYTES_MAX);

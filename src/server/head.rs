@@ -59,6 +59,11 @@ pub(super) struct HeadScanner {
 }
 
 impl HeadScanner {
+    /// Whether not even the request line is complete.
+    pub(super) fn is_fresh(&self) -> bool {
+        !self.request_line_seen
+    }
+
     /// Looks at all bytes of the head so far; call it with the same bytes and more behind them until it is done.
     pub(super) fn scan(&mut self, head: &[u8]) -> Progress {
         while let Some(length) = head[self.line_start..].iter().position(|&b| b == b'\n') {

@@ -10,12 +10,14 @@ mod schema;
 mod write;
 mod writer;
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rusqlite::Connection;
+use rust_i18n::t;
 use serde::Serialize;
 use tokio::sync::{Semaphore, oneshot, watch};
 
@@ -35,13 +37,10 @@ const READERS_MAX: usize = 4;
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     /// Too many jobs are waiting for the writer.
-    #[error("the queue of the database writer is full")]
     Overloaded,
     /// The store is shutting down, or its writer has died.
-    #[error("the store is closed")]
     Closed,
     /// The database cannot be opened.
-    #[error("{}: {cause}", path.display())]
     CannotOpen {
         /// Its file.
         path: PathBuf,
@@ -51,13 +50,10 @@ pub enum StoreError {
         denied: bool,
     },
     /// There is no database yet.
-    #[error("{}: no such file", .0.display())]
     Missing(PathBuf),
     /// Another program's database.
-    #[error("{}: another program's database", .0.display())]
     Foreign(PathBuf),
     /// Written by a newer version of this program.
-    #[error("{}: database version {found}, newer than {known}", path.display())]
     Newer {
         /// Its file.
         path: PathBuf,
@@ -67,10 +63,8 @@ pub enum StoreError {
         known: u32,
     },
     /// There is no such user.
-    #[error("no user {0}")]
     NoSuchUser(i64),
     /// The balance would fall below zero, or out of all bounds.
-    #[error("the balance of user {telegram_id} is {credits}")]
     OutOfBounds {
         /// The user.
         telegram_id: i64,
@@ -78,8 +72,28 @@ pub enum StoreError {
         credits: i64,
     },
     /// The database failed.
-    #[error("{0}")]
     Failed(Arc<str>),
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self {
+            Self::Overloaded => t!("store.overloaded"),
+            Self::Closed => t!("store.closed"),
+            Self::CannotOpen { path, cause, .. } => t!("store.cannot_open", path = path.display(), cause = cause),
+            Self::Missing(path) => t!("store.missing", path = path.display()),
+            Self::Foreign(path) => t!("store.foreign", path = path.display()),
+            Self::Newer { path, found, known } => {
+                t!("store.newer", path = path.display(), found = found, known = known)
+            }
+            Self::NoSuchUser(telegram_id) => t!("store.no_such_user", user = telegram_id),
+            Self::OutOfBounds { telegram_id, credits } => {
+                t!("store.out_of_bounds", user = telegram_id, credits = credits)
+            }
+            Self::Failed(cause) => t!("store.failed", cause = cause),
+        };
+        f.write_str(&text)
+    }
 }
 
 impl From<rusqlite::Error> for StoreError {

@@ -1,0 +1,110 @@
+//! `config init`, `config check`, `config show`.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rust_i18n::t;
+use serde_json::json;
+
+use super::failure::{Exit, eprint};
+use super::output;
+use crate::config::{
+    DEFAULT_FILE, EXAMPLE, FILE_VARIABLE, Finding, Language, file_name, load, process_environment,
+};
+
+#[derive(clap::Subcommand)]
+pub(super) enum Command {
+    /// Write a commented example that works at once, with a sandbox merchant of its own
+    Init,
+    /// Check the configuration, and say what is wrong and what to do
+    Check {
+        /// Report as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what is in force, with secrets masked
+    Show {
+        /// Report as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(super) fn run(command: &Command, file: Option<&Path>) -> anyhow::Result<Exit> {
+    match command {
+        Command::Init => init(file),
+        Command::Check { json } => check(file, *json),
+        Command::Show { json } => show(file, *json),
+    }
+}
+
+fn init(file: Option<&Path>) -> anyhow::Result<Exit> {
+    Language::Chinese.activate();
+    let named = file.map(Path::to_owned).or_else(|| process_environment(FILE_VARIABLE).map(PathBuf::from));
+    let path = named.unwrap_or_else(|| DEFAULT_FILE.into());
+    // It holds a key: for its owner only, and never over a file that is there.
+    let mut example = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| t!("cli.init_failed", path = path.display()).into_owned())?;
+    example.write_all(EXAMPLE.replace("%{sandbox_key}", &random_key()?).as_bytes())?;
+    output::line(&path.display().to_string())?;
+    eprint(&t!("cli.init_next", path = path.display()));
+    Ok(Exit::Done)
+}
+
+/// A key like those of gateways: 32 hexadecimal digits, from the system's random numbers.
+pub(super) fn random_key() -> anyhow::Result<String> {
+    let bytes = [getrandom::u64()?, getrandom::u64()?];
+    Ok(bytes.map(|half| format!("{half:016x}")).concat())
+}
+
+fn check(file: Option<&Path>, json: bool) -> anyhow::Result<Exit> {
+    let loaded = match load(file, &process_environment) {
+        Ok(loaded) => loaded,
+        Err(error) if json => {
+            report(error.file.as_deref(), &error.findings, &[])?;
+            return Ok(Exit::BadConfiguration);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let file = loaded.source.file.as_deref();
+    if json {
+        report(file, &[], &loaded.warnings)?;
+    } else if loaded.warnings.is_empty() {
+        output::line(&t!("cli.check_passed", file = file_name(file)))?;
+    } else {
+        for warning in &loaded.warnings {
+            output::line(&t!("cli.check_warning", file = file_name(file), finding = warning))?;
+        }
+    }
+    Ok(if loaded.warnings.is_empty() { Exit::Done } else { Exit::Found })
+}
+
+fn report(file: Option<&Path>, errors: &[Finding], warnings: &[Finding]) -> anyhow::Result<()> {
+    let list = |findings: &[Finding]| -> Vec<_> {
+        findings.iter().map(|finding| json!({ "key": finding.key, "text": finding.text })).collect()
+    };
+    output::json(&json!({
+        "errors": list(errors),
+        "file": file,
+        "ok": errors.is_empty() && warnings.is_empty(),
+        "warnings": list(warnings),
+    }))
+}
+
+fn show(file: Option<&Path>, json: bool) -> anyhow::Result<Exit> {
+    let loaded = load(file, &process_environment)?;
+    if json {
+        output::json(&serde_json::to_value(&loaded.config)?)?;
+    } else {
+        output::line(&format!("# {}", file_name(loaded.source.file.as_deref())))?;
+        output::line(toml::to_string(&loaded.config)?.trim_end())?;
+    }
+    Ok(Exit::Done)
+}

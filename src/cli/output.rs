@@ -1,0 +1,38 @@
+//! What commands print: data on standard output, as JSON on one line or as columns for a person.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use unicode_width::UnicodeWidthStr;
+
+/// Prints one line of JSON.
+pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    line(&serde_json::to_string(value)?)
+}
+
+/// Prints one line.
+pub(super) fn line(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{text}")?;
+    stdout.flush()?;
+    Ok(())
+}
+
+/// Prints rows in columns; Chinese characters count as the two cells that they take.
+pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> anyhow::Result<()> {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.width());
+        }
+    }
+    for row in rows {
+        let mut text = String::new();
+        for (width, cell) in widths.iter().zip(row) {
+            text.push_str(cell);
+            text.extend(std::iter::repeat_n(' ', width - cell.width() + 2));
+        }
+        line(text.trim_end())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,196 @@
+//! `trigger`: the callback that a gateway would send for an order, to the running service.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{anyhow, bail};
+use hyper::Method;
+use rust_i18n::t;
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use super::callback::{Answer, Callback, Connection, reachable};
+use super::failure::{Exit, usage};
+use super::output;
+use crate::config::{Config, Merchant};
+use crate::epay::Credentials;
+use crate::order::Order;
+use crate::secret::Secret;
+use crate::store::Store;
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// The order's number
+    order_no: String,
+    /// How to send it
+    #[arg(long, value_enum, default_value_t = SendMethod::Get)]
+    method: SendMethod,
+    /// Send it so many times
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    repeat: u32,
+    /// Over so many connections at once
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    concurrency: u32,
+    /// Another amount than the order's
+    #[arg(long, value_name = "YUAN")]
+    money: Option<String>,
+    /// Another merchant than the order's
+    #[arg(long)]
+    pid: Option<String>,
+    /// Another `trade_status` than TRADE_SUCCESS
+    #[arg(long, value_name = "STATUS")]
+    status: Option<String>,
+    /// Another payment number; by default each order has one of its own
+    #[arg(long, value_name = "NO")]
+    trade_no: Option<String>,
+    /// Another product name than the order's
+    #[arg(long, value_name = "TEXT")]
+    name: Option<String>,
+    /// Another `param` than the order's
+    #[arg(long, value_name = "TEXT")]
+    param: Option<String>,
+    /// Spoil the signature
+    #[arg(long)]
+    bad_sign: bool,
+    /// Send it for a merchant that is no sandbox: this gives real credits
+    #[arg(long)]
+    live: bool,
+    /// Where the service listens, if not where the configuration says
+    #[arg(long, value_name = "IP:PORT")]
+    address: Option<SocketAddr>,
+    /// Report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum SendMethod {
+    Get,
+    Post,
+}
+
+impl From<SendMethod> for Method {
+    fn from(method: SendMethod) -> Self {
+        match method {
+            SendMethod::Get => Self::GET,
+            SendMethod::Post => Self::POST,
+        }
+    }
+}
+
+pub(super) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result<Exit> {
+    let store = Store::open_existing(&config.database.url).await?;
+    let order = store.order(&arguments.order_no).await?;
+    store.close().await?;
+    let callback = callback(&arguments, order.as_ref(), config)?;
+    let address = reachable(arguments.address.unwrap_or(config.listen));
+    if address.port() == 0 {
+        return Err(usage(t!("cli.which_address")));
+    }
+    let sent = callback.masked();
+    let url = format!("http://{address}/payment/notify");
+    let method = callback.method().clone();
+    if !arguments.json {
+        output::line(&format!("→ {method} {url}\n  {sent}"))?;
+    }
+    let answers = send(callback, address, arguments.repeat, arguments.concurrency).await?;
+    if arguments.json {
+        let list: Vec<_> = answers
+            .iter()
+            .map(|(answer, times)| json!({ "body": answer.body, "count": times.len(), "status": answer.status }))
+            .collect();
+        let sent = json!({ "method": method.as_str(), "params": sent, "url": url });
+        output::json(&json!({ "answers": list, "sent": sent }))?;
+    } else {
+        for (Answer { body, status }, times) in &answers {
+            let (count, median) = (times.len(), median(times).as_secs_f64() * 1000.0);
+            output::line(&format!("← {status} {body} × {count} ({median:.1} ms)"))?;
+        }
+    }
+    let all_success = answers.keys().all(Answer::is_success);
+    Ok(if all_success { Exit::Done } else { Exit::Failed })
+}
+
+/// The callback for `order`, changed as the arguments say; an order that is not there needs a merchant and an amount.
+fn callback(arguments: &Arguments, order: Option<&Order>, config: &Config) -> anyhow::Result<Callback> {
+    let terms = order.map(|order| &order.terms);
+    let unknown = || anyhow!(t!("cli.no_such_order_to_trigger", order = arguments.order_no).into_owned());
+    let pid = arguments.pid.clone().or_else(|| terms.map(|terms| terms.merchant.clone())).ok_or_else(unknown)?;
+    let money = arguments.money.clone().or_else(|| terms.map(|terms| terms.amount.to_string())).ok_or_else(unknown)?;
+    let key = signing_key(&pid, terms.map(|terms| terms.merchant.as_str()), arguments.live, config)?;
+    // The same number each time, as from a gateway that sends a callback again.
+    let trade_no = arguments.trade_no.clone().unwrap_or_else(|| format!("T{}", arguments.order_no));
+    let name = arguments.name.as_deref().or(terms.map(|terms| terms.name.as_str())).unwrap_or("product");
+    let mut fields = vec![
+        ("pid", pid),
+        ("trade_no", trade_no),
+        ("out_trade_no", arguments.order_no.clone()),
+        ("type", terms.map_or("alipay", |terms| terms.payment_type.as_str()).to_owned()),
+        ("name", name.to_owned()),
+        ("money", money),
+        ("trade_status", arguments.status.clone().unwrap_or_else(|| "TRADE_SUCCESS".into())),
+    ];
+    if let Some(param) = arguments.param.as_ref().or(terms.and_then(|terms| terms.param.as_ref())) {
+        fields.push(("param", param.clone()));
+    }
+    let mut callback = Callback::sign(fields, &key, arguments.method.into());
+    if arguments.bad_sign {
+        callback.spoil();
+    }
+    Ok(callback)
+}
+
+/// The key to sign with: that of the merchant named, else of the order's. Both must be sandboxes, or `live` be said.
+fn signing_key(pid: &str, order_merchant: Option<&str>, live: bool, config: &Config) -> anyhow::Result<Secret> {
+    let named = config.merchant(pid);
+    let owner = order_merchant.and_then(|pid| config.merchant(pid));
+    for merchant in [named, owner].into_iter().flatten() {
+        if !merchant.sandbox && !live {
+            bail!(t!("cli.not_sandbox", pid = merchant.pid).into_owned());
+        }
+    }
+    let merchant = named.or(owner).ok_or_else(|| anyhow!(t!("cli.merchant_gone", pid = pid).into_owned()))?;
+    match merchant {
+        Merchant { credentials: Credentials::V1 { key }, .. } => Ok(key.clone()),
+        Merchant { credentials: Credentials::V2 { .. }, .. } => bail!(t!("cli.trigger_v2", pid = pid).into_owned()),
+    }
+}
+
+/// Sends the callback `repeat` times over `concurrency` connections; how long each answer took, by what it was.
+async fn send(
+    callback: Callback,
+    address: SocketAddr,
+    repeat: u32,
+    concurrency: u32,
+) -> anyhow::Result<BTreeMap<Answer, Vec<Duration>>> {
+    let callback = Arc::new(callback);
+    let sent = Arc::new(AtomicU32::new(0));
+    let mut senders = JoinSet::new();
+    for _ in 0..concurrency.min(repeat) {
+        let (callback, sent) = (Arc::clone(&callback), Arc::clone(&sent));
+        senders.spawn(async move {
+            let mut connection = Connection::open(address).await?;
+            let mut answers = Vec::new();
+            while sent.fetch_add(1, Ordering::Relaxed) < repeat {
+                answers.push(connection.send(&callback).await?);
+            }
+            anyhow::Ok(answers)
+        });
+    }
+    let mut answers: BTreeMap<Answer, Vec<Duration>> = BTreeMap::new();
+    while let Some(sender) = senders.join_next().await {
+        for (answer, time) in sender?? {
+            answers.entry(answer).or_default().push(time);
+        }
+    }
+    Ok(answers)
+}
+
+fn median(times: &[Duration]) -> Duration {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}

@@ -1,0 +1,81 @@
+//! `users show`, `users grant`.
+
+use rust_i18n::t;
+
+use super::failure::Exit;
+use super::output;
+use crate::clock::Timestamp;
+use crate::config::{CREDITS_MAX, Config};
+use crate::order::User;
+use crate::store::{Grant, LedgerEntry, Store, StoreError};
+
+/// How much of a user's history is shown.
+const HISTORY_ENTRIES: u32 = 20;
+
+#[derive(clap::Subcommand)]
+pub(super) enum Command {
+    /// Show a user's credits and their history
+    Show {
+        /// The user's Telegram id
+        telegram_id: i64,
+        /// Report as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give a user credits, or take some away with a negative number
+    Grant {
+        /// The user's Telegram id
+        telegram_id: i64,
+        /// How many credits
+        #[arg(allow_negative_numbers = true, value_parser = parse_credits)]
+        credits: i64,
+        /// Why: it is kept with the entry
+        #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+        reason: String,
+        /// Report as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exit> {
+    let store = Store::open_existing(&config.database.url).await?;
+    let (user, json) = match command {
+        Command::Show { telegram_id, json } => {
+            (store.user(telegram_id).await?.ok_or(StoreError::NoSuchUser(telegram_id))?, json)
+        }
+        Command::Grant { telegram_id, credits, reason, json } => {
+            let grant = Grant { telegram_id, credits, reason, at: Timestamp::now() };
+            (store.grant(grant).await?, json)
+        }
+    };
+    if json {
+        output::json(&user)?;
+    } else {
+        let history = store.ledger(user.telegram_id, HISTORY_ENTRIES).await?;
+        show(&user, &history)?;
+    }
+    store.close().await?;
+    Ok(Exit::Done)
+}
+
+fn show(user: &User, history: &[LedgerEntry]) -> anyhow::Result<()> {
+    let (id, credits, orders) = (user.telegram_id, user.credits, user.orders_paid);
+    output::line(&t!("user.summary", user = id, credits = credits, orders = orders))?;
+    let rows: Vec<_> = history
+        .iter()
+        .map(|entry| {
+            let why = entry.order_no.as_deref().or(entry.reason.as_deref()).unwrap_or_default();
+            let kind = t!(format!("user.{}", entry.kind)).into_owned();
+            [entry.created_at.to_local().to_string(), format!("{:+}", entry.credits), kind, why.to_owned()]
+        })
+        .collect();
+    output::columns(&rows)
+}
+
+fn parse_credits(text: &str) -> Result<i64, String> {
+    let credits: Option<i64> = text.parse().ok();
+    credits
+        .filter(|credits| *credits != 0 && credits.unsigned_abs() <= CREDITS_MAX.unsigned_abs())
+        .ok_or_else(|| t!("cli.bad_grant", max = CREDITS_MAX).into_owned())
+}

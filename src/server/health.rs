@@ -1,0 +1,65 @@
+//! `/payment/health`: whether a payment that came now would be written.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::StatusCode;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use super::{Response, json};
+use crate::store::Store;
+
+pub(super) const PATH: &str = "/payment/health";
+
+const OK: &str = r#"{"service":"payment-webhook-v1","status":"ok"}"#;
+const UNAVAILABLE: &str = r#"{"service":"payment-webhook-v1","status":"unavailable"}"#;
+
+/// How long a probe may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Sends one probe through the store's writer at a time, however many ask.
+pub(super) struct Health {
+    store: Store,
+    under_way: Mutex<Option<Probe>>,
+}
+
+#[derive(Clone)]
+struct Probe {
+    deadline: Instant,
+    /// `None` until the probe comes back, then whether it was well.
+    result: watch::Receiver<Option<bool>>,
+}
+
+impl Health {
+    pub(super) fn new(store: Store) -> Self {
+        Self { store, under_way: Mutex::default() }
+    }
+
+    pub(super) async fn answer(&self) -> Response {
+        let mut probe = self.probe();
+        let came_back = timeout_at(probe.deadline, probe.result.wait_for(Option::is_some)).await;
+        match came_back {
+            Ok(Ok(result)) if *result == Some(true) => json(StatusCode::OK, OK),
+            _ => json(StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE),
+        }
+    }
+
+    /// The probe that is under way, or a new one. One that is late stays the only one: a stuck writer gets no second.
+    fn probe(&self) -> Probe {
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(probe) = &*under_way
+            && probe.result.borrow().is_none()
+        {
+            return probe.clone();
+        }
+        let (report, result) = watch::channel(None);
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            let well = store.probe().await.is_ok();
+            report.send_replace(Some(well));
+        });
+        let probe = Probe { deadline: Instant::now() + PROBE_TIMEOUT, result };
+        under_way.insert(probe).clone()
+    }
+}

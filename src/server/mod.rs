@@ -1,0 +1,260 @@
+//! The public HTTP server: accepts connections, limits what they may cost, and routes requests.
+//!
+//! One file a route; the outcome of a notification becomes HTTP in [`notify`] and nowhere else.
+
+mod address;
+mod guard;
+mod head;
+mod health;
+mod notify;
+mod return_page;
+mod status;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioTimer;
+use rust_i18n::t;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::config::{AddressList, Config};
+use crate::store::Store;
+use guard::GuardedIo;
+use head::HEAD_BYTES_MAX;
+
+/// How many connections are open at the same time; more wait in the system's queue.
+const CONNECTIONS_MAX: u32 = 8192;
+/// How long a body may be, in bytes.
+const BODY_BYTES_MAX: usize = 16 * 1024;
+/// How long a body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long accepting pauses when the system has no descriptors or memory for another connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+type Response = hyper::Response<Full<Bytes>>;
+
+/// Everything that answers requests.
+pub(crate) struct Site {
+    trusted_proxies: AddressList,
+    notify: notify::Notify,
+    return_page: return_page::ReturnPage,
+    health: health::Health,
+}
+
+impl Site {
+    pub(crate) fn new(config: &Arc<Config>, store: &Store) -> Self {
+        Self {
+            trusted_proxies: config.trusted_proxies.clone(),
+            notify: notify::Notify::new(Arc::clone(config), store.clone()),
+            return_page: return_page::ReturnPage::new(Arc::clone(config), store.clone()),
+            health: health::Health::new(store.clone()),
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response {
+        const GET: &[Method] = &[Method::GET];
+        const GET_HEAD: &[Method] = &[Method::GET, Method::HEAD];
+        const GET_POST: &[Method] = &[Method::GET, Method::POST];
+        let path = request.uri().path();
+        let methods = match path {
+            notify::PATH => GET_POST,
+            return_page::PATH => GET,
+            health::PATH | status::PATH => GET_HEAD,
+            _ => return text(StatusCode::NOT_FOUND, "not found\n"),
+        };
+        if !methods.contains(request.method()) {
+            return method_not_allowed(methods);
+        }
+        if announced_length(&request) > BODY_BYTES_MAX as u64 {
+            return text(StatusCode::PAYLOAD_TOO_LARGE, notify::FAIL);
+        }
+        match path {
+            notify::PATH => {
+                let client = address::client(peer, request.headers(), &self.trusted_proxies);
+                self.notify.answer(request, client).await
+            }
+            return_page::PATH => self.return_page.answer(request.uri().query().unwrap_or_default()).await,
+            health::PATH => self.health.answer().await,
+            _ => status::answer(),
+        }
+    }
+}
+
+/// How a run of the server ended.
+pub(crate) enum Drained {
+    /// Every request was answered.
+    Fully,
+    /// So many connections were cut, because they did not end in time.
+    Partly(usize),
+}
+
+/// Accepts and serves connections until `shutdown` comes, then lets what is under way finish for at most `drain`.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    site: Arc<Site>,
+    shutdown: impl Future<Output = ()>,
+    drain: Duration,
+) -> Drained {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
+    let (stage, observed_stage) = watch::channel(Stage::Open);
+    let mut shutdown = pin!(shutdown);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            accepted = accept(&listener, &connections) => accepted,
+        };
+        let (stream, peer, permit) = accepted;
+        tokio::spawn(connection(stream, peer, Arc::clone(&site), observed_stage.clone(), permit));
+    }
+    drop(listener);
+    stage.send_replace(Stage::Draining);
+    let all = connections.acquire_many(CONNECTIONS_MAX);
+    if tokio::time::timeout(drain, all).await.is_ok() {
+        return Drained::Fully;
+    }
+    let open = CONNECTIONS_MAX as usize - connections.available_permits();
+    stage.send_replace(Stage::Cut);
+    Drained::Partly(open)
+}
+
+/// What connections are told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Open,
+    /// Finish the request under way, take no other.
+    Draining,
+    /// End now.
+    Cut,
+}
+
+async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>) -> (TcpStream, IpAddr, OwnedSemaphorePermit) {
+    let permit = Arc::clone(connections).acquire_owned().await.expect("the semaphore is never closed");
+    let mut told = false;
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => return (stream, peer.ip().to_canonical(), permit),
+            Err(error) if is_about_one_connection(&error) => {}
+            Err(error) => {
+                if !std::mem::replace(&mut told, true) {
+                    log::error!("{}", t!("log.accept_failed", error = error));
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Errors that a client caused by giving up before it was accepted.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: IpAddr,
+    site: Arc<Site>,
+    mut stage: watch::Receiver<Stage>,
+    _permit: OwnedSemaphorePermit,
+) {
+    // Answers are one small packet each: waiting to fill it helps nobody.
+    let _ = stream.set_nodelay(true);
+    let io = GuardedIo::new(stream);
+    let verdict = io.verdict();
+    let service = service_fn(|request: Request<Incoming>| {
+        let (site, verdict) = (&site, &verdict);
+        async move {
+            // A chunked body's end is hyper's knowledge alone, so its connection is not used again; see `guard`.
+            let chunked = request.headers().contains_key(TRANSFER_ENCODING);
+            let refusal = verdict.get().filter(|_| request.method().as_str() == guard::REFUSED);
+            let mut response = match refusal {
+                Some(refusal) => text(refusal.status(), notify::FAIL),
+                None => site.answer(request, peer).await,
+            };
+            let closes = matches!(response.status(), StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
+            if chunked || closes || refusal.is_some() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            // The guard has timeouts for heads, and answers them.
+            .header_read_timeout(None)
+            // Who sends a request and closes that end at once still gets the answer.
+            .half_close(true)
+            .max_buf_size(2 * HEAD_BYTES_MAX)
+            .serve_connection(io, service)
+    );
+    loop {
+        let changed = tokio::select! {
+            // How a client ends its connection is its own affair.
+            _ = connection.as_mut() => return,
+            changed = stage.changed() => changed,
+        };
+        let now = *stage.borrow_and_update();
+        match now {
+            Stage::Open if changed.is_ok() => {}
+            Stage::Draining if changed.is_ok() => connection.as_mut().graceful_shutdown(),
+            _ => return,
+        }
+    }
+}
+
+fn announced_length(request: &Request<Incoming>) -> u64 {
+    let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    length.unwrap_or(0)
+}
+
+/// Reads a whole body within its limits, or says which one it broke.
+async fn read_body(body: Incoming) -> Result<Bytes, StatusCode> {
+    if hyper::body::Body::is_end_stream(&body) {
+        return Ok(Bytes::new());
+    }
+    let collected = Limited::new(body, BODY_BYTES_MAX).collect();
+    match tokio::time::timeout(BODY_TIMEOUT, collected).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(StatusCode::PAYLOAD_TOO_LARGE),
+        Ok(Err(_)) => Err(StatusCode::BAD_REQUEST),
+        Err(_) => Err(StatusCode::REQUEST_TIMEOUT),
+    }
+}
+
+fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+fn text(status: StatusCode, body: &'static str) -> Response {
+    respond(status, "text/plain; charset=utf-8", body)
+}
+
+fn json(status: StatusCode, body: impl Into<Bytes>) -> Response {
+    respond(status, "application/json", body)
+}
+
+fn method_not_allowed(methods: &[Method]) -> Response {
+    let allow: Vec<_> = methods.iter().map(Method::as_str).collect();
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, notify::FAIL);
+    let allow = HeaderValue::from_str(&allow.join(", ")).expect("method names are header text");
+    response.headers_mut().insert(ALLOW, allow);
+    response
+}

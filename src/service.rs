@@ -1,0 +1,88 @@
+//! The service: its parts put together, run, and shut down.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use rust_i18n::t;
+use tokio::net::TcpListener;
+
+use crate::config::Config;
+use crate::server::{self, Drained, Site};
+use crate::store::Store;
+
+/// The payment webhook service, opened and ready to run.
+///
+/// The listener and the end are the caller's, so that a program can embed the service beside its own work:
+///
+/// ```
+/// # fn main() -> anyhow::Result<()> { tokio::runtime::Runtime::new()?.block_on(async {
+/// use tokio::net::TcpListener;
+/// use webhookctl::{Config, Service};
+///
+/// # let directory = tempfile::tempdir()?;
+/// # let directory = directory.path();
+/// let config = Config::from_toml(
+///     r#"
+///         [[merchant]]
+///         pid = "1002"
+///         key = "the merchant's key"
+///     "#,
+///     directory,
+/// )?;
+/// let listener = TcpListener::bind("127.0.0.1:0").await?;
+/// let address = listener.local_addr()?;
+/// let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+///
+/// let service = Service::open(config).await?;
+/// let running = tokio::spawn(service.run(listener, async { drop(stopped.await) }));
+///
+/// // Gateways can reach http://{address}/payment/notify now.
+/// # tokio::net::TcpStream::connect(address).await?;
+/// stop.send(()).unwrap();
+/// running.await??;
+/// # Ok(()) }) }
+/// ```
+pub struct Service {
+    config: Arc<Config>,
+    store: Store,
+}
+
+impl Service {
+    /// Opens the store; creates the database where there is none.
+    pub async fn open(config: Config) -> anyhow::Result<Self> {
+        let store = Store::open(&config.database.url).await?;
+        log::info!(target: "webhookctl::store", "{}", t!("log.store_ready"));
+        log::info!("{}", t!("log.service_ready"));
+        Ok(Self { config: Arc::new(config), store })
+    }
+
+    /// The store that the service settles in, for a program that embeds it: to create orders and read credits.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Serves `listener` until `shutdown` comes, finishes the requests under way, and closes the store.
+    ///
+    /// An error means that a part of the service ended that must not; nothing is served any more then.
+    pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let address = listener.local_addr().context("the listener has no address")?;
+        log::info!("{}", t!("log.starting", port = address.port()));
+        let (version, sqlite) = (env!("CARGO_PKG_VERSION"), Store::engine_version());
+        log::info!("{}", t!("log.listening", address = address, version = version, sqlite = sqlite));
+        let site = Arc::new(Site::new(&self.config, &self.store));
+        let drain_s = self.config.service.stop_timeout_s;
+        let drain = Duration::from_secs(drain_s.into());
+        let drained = tokio::select! {
+            drained = server::serve(listener, site, shutdown, drain) => drained,
+            () = self.store.writer_ended() => return Err(anyhow!(t!("log.writer_ended"))),
+        };
+        if let Drained::Partly(count) = drained {
+            log::warn!("{}", t!("log.stop_timeout", count = count, seconds = drain_s));
+        }
+        self.store.close().await?;
+        log::info!("{}", t!("log.stopped"));
+        Ok(())
+    }
+}
