@@ -16,10 +16,7 @@ impl Timestamp {
 
     /// The time `ms` milliseconds after the Unix epoch, kept within the years that can be printed.
     pub fn from_ms(ms: i64) -> Self {
-        Self(ms.clamp(
-            jiff::Timestamp::MIN.as_millisecond(),
-            jiff::Timestamp::MAX.as_millisecond(),
-        ))
+        Self(ms.clamp(jiff::Timestamp::MIN.as_millisecond(), jiff::Timestamp::MAX.as_millisecond()))
     }
 
     /// Milliseconds since the Unix epoch.
@@ -28,24 +25,19 @@ impl Timestamp {
     }
 
     /// The time `seconds` later.
+    #[must_use]
     pub fn plus_seconds(self, seconds: u32) -> Self {
         Self::from_ms(self.0.saturating_add(i64::from(seconds) * 1000))
     }
 
     /// Local time as log records carry it: `2025-07-31 10:50:09,246`.
     pub fn to_log_time(self) -> impl fmt::Display {
-        self.instant()
-            .to_zoned(jiff::tz::TimeZone::system())
-            .strftime("%Y-%m-%d %H:%M:%S,%3f")
-            .to_string()
+        self.instant().to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S,%3f").to_string()
     }
 
     /// Local time to the second, for a person: `2025-07-31 10:50:09`.
     pub fn to_local(self) -> impl fmt::Display {
-        self.instant()
-            .to_zoned(jiff::tz::TimeZone::system())
-            .strftime("%Y-%m-%d %H:%M:%S")
-            .to_string()
+        self.instant().to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
     }
 
     fn instant(self) -> jiff::Timestamp {
@@ -72,10 +64,7 @@ mod tests {
 
     #[test]
     fn prints_utc_to_the_second() {
-        assert_eq!(
-            Timestamp::from_ms(1_767_323_045_999).to_string(),
-            "2026-01-02T03:04:05Z"
-        );
+        assert_eq!(Timestamp::from_ms(1_767_323_045_999).to_string(), "2026-01-02T03:04:05Z");
     }
 
     #[test]

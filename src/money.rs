@@ -59,9 +59,7 @@ impl Amount {
 
     fn from_parts(yuan: &str, decimals: &str) -> Result<Self, AmountError> {
         let digits = |text: &str| {
-            text.bytes().try_fold(0_i64, |value, digit| {
-                value.checked_mul(10)?.checked_add(i64::from(digit - b'0'))
-            })
+            text.bytes().try_fold(0_i64, |value, digit| value.checked_mul(10)?.checked_add(i64::from(digit - b'0')))
         };
         let decimals_as_fen = match decimals.len() {
             1 => digits(decimals).and_then(|tenths| tenths.checked_mul(10)),
@@ -84,11 +82,7 @@ fn split(text: &str) -> Result<(&str, &str), AmountError> {
         Some(_) => return Err(AmountError::NotDecimal),
         None => (text, ""),
     };
-    if all_digits(yuan) {
-        Ok((yuan, decimals))
-    } else {
-        Err(AmountError::NotDecimal)
-    }
+    if all_digits(yuan) { Ok((yuan, decimals)) } else { Err(AmountError::NotDecimal) }
 }
 
 impl fmt::Display for Amount {

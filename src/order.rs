@@ -196,10 +196,7 @@ mod tests {
         let later = OrderNo::generate(Timestamp::from_ms(1_700_000_000_001));
         assert!(earlier < later, "{earlier} {later}");
         assert_eq!(earlier.as_str().parse(), Ok(earlier.clone()));
-        assert_ne!(
-            OrderNo::generate(Timestamp::from_ms(5)),
-            OrderNo::generate(Timestamp::from_ms(5)),
-        );
+        assert_ne!(OrderNo::generate(Timestamp::from_ms(5)), OrderNo::generate(Timestamp::from_ms(5)),);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 pub struct Secret(String);
 
 /// What is shown in a secret's place.
-pub const MASK: &str = "***";
+pub(crate) const MASK: &str = "***";
 
 impl Secret {
     /// Takes charge of a secret.

@@ -91,7 +91,7 @@ named_enum! {
 
 /// What has to be written about the order, in the same transaction as the receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub(crate) enum Effect {
     /// The order stays as it is.
     None,
     /// The order is paid: credits, ledger entry and message.
@@ -102,7 +102,7 @@ pub enum Effect {
 
 /// A decision: its name, and what it changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Decision {
+pub(crate) struct Decision {
     /// What it is called.
     pub outcome: Outcome,
     /// What it changes.
@@ -113,7 +113,7 @@ pub struct Decision {
 ///
 /// `order` is the order of that number, whoever its merchant is; `settled_by_trade` is the order that this merchant's
 /// `trade_no` has settled already, if any. Total and pure: the same answer for the same arguments, at any time.
-pub fn decide(
+pub(crate) fn decide(
     claim: &Claim,
     order: Option<&Order>,
     settled_by_trade: Option<&OrderNo>,
@@ -153,19 +153,14 @@ pub fn decide(
         OrderStatus::Expired => late == LatePolicy::Credit,
         OrderStatus::Review | OrderStatus::Cancelled | OrderStatus::Paid | OrderStatus::Refunded => false,
     };
-    if payable {
-        Decision { outcome: Outcome::Settled, effect: Effect::Settle }
-    } else {
-        review(Outcome::Held)
-    }
+    if payable { Decision { outcome: Outcome::Settled, effect: Effect::Settle } } else { review(Outcome::Held) }
 }
 
 /// Whether a `param` came back that is not the one that was sent, HTML-escaped or not.
 ///
 /// An order for which none was sent makes no promise about what a gateway adds on its own.
 fn is_foreign_param(sent: Option<&str>, received: Option<&str>) -> bool {
-    sent.zip(received)
-        .is_some_and(|(sent, received)| sent != received && sent != epay::unescape(received))
+    sent.zip(received).is_some_and(|(sent, received)| sent != received && sent != epay::unescape(received))
 }
 
 #[cfg(test)]
@@ -333,9 +328,6 @@ mod tests {
     #[test]
     fn success_is_answered_only_for_what_is_settled_or_was_never_paid() {
         let answered: Vec<_> = Outcome::ALL.iter().filter(|outcome| outcome.is_success()).collect();
-        assert_eq!(
-            answered,
-            [&Outcome::NotPaid, &Outcome::Duplicate, &Outcome::PaidAgain, &Outcome::Settled]
-        );
+        assert_eq!(answered, [&Outcome::NotPaid, &Outcome::Duplicate, &Outcome::PaidAgain, &Outcome::Settled]);
     }
 }

@@ -11,9 +11,7 @@ use serde_json::json;
 
 use super::failure::{Exit, eprint};
 use super::output;
-use crate::config::{
-    DEFAULT_FILE, EXAMPLE, FILE_VARIABLE, Finding, Language, file_name, load, process_environment,
-};
+use crate::config::{DEFAULT_FILE, EXAMPLE, FILE_VARIABLE, Finding, Language, file_name, load, process_environment};
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {

@@ -33,12 +33,12 @@ fn parse_language(text: &str) -> Result<Language, String> {
 }
 
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
-    arguments.language.activate();
     let directory = tempfile::Builder::new().prefix("webhookctl-demo-").tempdir()?;
     let key = random_key()?;
     let text = format!(
-        "[[merchant]]\npid = \"{PID}\"\nkey = \"{key}\"\nsandbox = true\n\
-         [[package]]\nid = \"silver\"\nname = \"VIP白银\"\nprice = \"36.00\"\ncredits = 70\n"
+        "language = \"{}\"\n[[merchant]]\npid = \"{PID}\"\nkey = \"{key}\"\nsandbox = true\n\
+         [[package]]\nid = \"silver\"\nname = \"VIP白银\"\nprice = \"36.00\"\ncredits = 70\n",
+        arguments.language
     );
     let config = Config::from_toml(&text, directory.path())?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -76,7 +76,7 @@ impl Demo {
         let user = t!("demo.order", order = terms.order_no, user = TELEGRAM_ID, amount = terms.amount);
         self.tell(self.credits().await? == 0, &user)?;
 
-        let paid = self.callback(&order, &self.key.clone());
+        let paid = Self::callback(&order, &self.key);
         let body = self.send(&paid).await?;
         let credits = self.credits().await?;
         self.tell(body == "success" && credits == 70, &t!("demo.callback", body = body, credits = credits))?;
@@ -85,7 +85,7 @@ impl Demo {
         let credits = self.credits().await?;
         self.tell(body == "success" && credits == 70, &t!("demo.duplicate", body = body, credits = credits))?;
 
-        let body = self.send(&self.callback(&forged, &Secret::new("a forger's guess"))).await?;
+        let body = self.send(&Self::callback(&forged, &Secret::new("a forger's guess"))).await?;
         let credits = self.credits().await?;
         self.tell(body == "fail" && credits == 70, &t!("demo.forgery", body = body, credits = credits))?;
 
@@ -122,7 +122,7 @@ impl Demo {
         Ok(self.store.create_order(order).await?)
     }
 
-    fn callback(&self, order: &Order, key: &Secret) -> Callback {
+    fn callback(order: &Order, key: &Secret) -> Callback {
         let fields = vec![
             ("pid", PID.to_owned()),
             ("trade_no", format!("T{}", order.terms.order_no)),

@@ -18,12 +18,13 @@ use clap::{Parser, Subcommand};
 use crate::config::{Loaded, load, process_environment};
 use failure::Exit;
 
+const FILE_HELP: &str = "The configuration file [default: $WEBHOOKCTL_CONFIG, else ./webhookctl.toml if it is there]";
+
 /// Takes payment callbacks for Telegram bots that sell credits, and settles each order exactly once.
 #[derive(Parser)]
 #[command(name = "webhookctl", version, max_term_width = 100)]
 struct Arguments {
-    /// The configuration file [default: $WEBHOOKCTL_CONFIG, else ./webhookctl.toml if it is there]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help = FILE_HELP)]
     config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,

@@ -35,7 +35,10 @@ pub(super) fn run(loaded: Loaded) -> Exit {
     raise_descriptor_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return failed(&error.into(), &t!("log.start_failed", cause = "tokio")),
+        Err(error) => {
+            let text = t!("log.start_failed", cause = error);
+            return failed(&error.into(), &text);
+        }
     };
     let exit = match runtime.block_on(start(loaded.config)) {
         Err(error) => failed(&error, &t!("log.start_failed", cause = format!("{error:#}"))),
@@ -91,8 +94,8 @@ impl Signals {
 
 /// Each connection takes a descriptor, and the usual soft limit of 1,024 is there for programs that use `select`.
 fn raise_descriptor_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         log::debug!("setrlimit: {error}");
     }

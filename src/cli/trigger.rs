@@ -40,8 +40,7 @@ pub(super) struct Arguments {
     /// Another merchant than the order's
     #[arg(long)]
     pid: Option<String>,
-    /// Another `trade_status` than TRADE_SUCCESS
-    #[arg(long, value_name = "STATUS")]
+    #[arg(long, value_name = "STATUS", help = "Another trade_status than TRADE_SUCCESS")]
     status: Option<String>,
     /// Another payment number; by default each order has one of its own
     #[arg(long, value_name = "NO")]

@@ -130,12 +130,9 @@ impl Check<'_> {
     fn database(&mut self, url: &str) -> Option<DatabaseUrl> {
         let path = url.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path));
         match path {
-            Some("") => self.error("database.url", t!("config.bad_database_url", value = url)),
-            Some(memory) if memory.starts_with(":memory:") => {
-                self.error("database.url", t!("config.memory_database"))
-            }
-            Some(path) => Some(DatabaseUrl::Sqlite(self.path(path))),
-            None => self.error("database.url", t!("config.bad_database_url", value = url)),
+            Some(memory) if memory.starts_with(":memory:") => self.error("database.url", t!("config.memory_database")),
+            Some(path) if !path.is_empty() => Some(DatabaseUrl::Sqlite(self.path(path))),
+            _ => self.error("database.url", t!("config.bad_database_url", value = url)),
         }
     }
 

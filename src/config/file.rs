@@ -152,10 +152,8 @@ impl Default for Telegram {
 
 /// Parses the file, and makes its language that of the process as soon as it is known, so that errors speak it.
 pub(super) fn parse(text: &str) -> Result<File, Finding> {
-    let written: Option<String> = text
-        .parse()
-        .ok()
-        .and_then(|table: toml::Table| table.get("language")?.as_str().map(str::to_owned));
+    let written: Option<String> =
+        text.parse().ok().and_then(|table: toml::Table| table.get("language")?.as_str().map(str::to_owned));
     let language = written.as_deref().and_then(Language::from_name);
     language.unwrap_or(Language::Chinese).activate();
     toml::from_str(text).map_err(|error| finding(&error, text))

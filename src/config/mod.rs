@@ -23,11 +23,11 @@ use crate::secret::Secret;
 use crate::settlement::LatePolicy;
 
 /// The file that is read where none is named.
-pub const DEFAULT_FILE: &str = "webhookctl.toml";
+pub(crate) const DEFAULT_FILE: &str = "webhookctl.toml";
 /// The environment variable that names the file.
-pub const FILE_VARIABLE: &str = "WEBHOOKCTL_CONFIG";
+pub(crate) const FILE_VARIABLE: &str = "WEBHOOKCTL_CONFIG";
 /// A commented example, with `%{sandbox_key}` where a key of its own belongs.
-pub const EXAMPLE: &str = include_str!("example.toml");
+pub(crate) const EXAMPLE: &str = include_str!("example.toml");
 
 /// The whole configuration, checked.
 #[derive(Clone, Debug, Serialize)]
@@ -263,7 +263,7 @@ impl Config {
 
 /// Where a configuration came from.
 #[derive(Clone, Debug)]
-pub struct Source {
+pub(crate) struct Source {
     /// The file; `None` for the defaults alone.
     pub file: Option<PathBuf>,
     /// What relative paths are relative to.
@@ -272,7 +272,7 @@ pub struct Source {
 
 /// A configuration with what is worth saying about it.
 #[derive(Clone, Debug)]
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// What is in force.
     pub config: Config,
     /// Where it came from.
@@ -319,7 +319,7 @@ impl fmt::Display for ConfigError {
 }
 
 /// The file's name for a person, or that there is none.
-pub fn file_name(file: Option<&Path>) -> String {
+pub(crate) fn file_name(file: Option<&Path>) -> String {
     match file {
         Some(file) => file.display().to_string(),
         None => t!("config.no_file").into_owned(),
@@ -327,35 +327,28 @@ pub fn file_name(file: Option<&Path>) -> String {
 }
 
 /// An environment variable's value, empty values counting as none.
-pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The environment of this process.
-pub fn process_environment(name: &str) -> Option<String> {
+pub(crate) fn process_environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// The file to read: the one named, else the one that the environment names, else the default one if it is there.
-pub fn locate(named: Option<&Path>, environment: Environment) -> Option<PathBuf> {
+pub(crate) fn locate(named: Option<&Path>, environment: Environment) -> Option<PathBuf> {
     let named = named.map(Path::to_owned).or_else(|| environment(FILE_VARIABLE).map(PathBuf::from));
     named.or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|file| file.exists()))
 }
 
 /// Reads and checks the configuration, and makes its language that of the process.
-pub fn load(named: Option<&Path>, environment: Environment) -> Result<Loaded, ConfigError> {
+pub(crate) fn load(named: Option<&Path>, environment: Environment) -> Result<Loaded, ConfigError> {
     let file = locate(named, environment).map(|file| std::path::absolute(&file).unwrap_or(file));
-    let error = |text: String| ConfigError {
-        file: file.clone(),
-        findings: vec![Finding { key: String::new(), text }],
-    };
-    let (text, directory) = match &file {
-        Some(file) => {
-            let text = std::fs::read_to_string(file).map_err(|e| error(t!("config.unreadable", error = e).into()))?;
-            (text, file.parent().unwrap_or(Path::new("/")).to_owned())
-        }
-        None => {
-            let directory = std::env::current_dir().map_err(|e| error(e.to_string()))?;
-            (String::new(), directory)
-        }
+    let error = |text: String| ConfigError { file: file.clone(), findings: vec![Finding { key: String::new(), text }] };
+    let (text, directory) = if let Some(file) = &file {
+        let text = std::fs::read_to_string(file).map_err(|e| error(t!("config.unreadable", error = e).into()))?;
+        (text, file.parent().unwrap_or(Path::new("/")).to_owned())
+    } else {
+        (String::new(), std::env::current_dir().map_err(|e| error(e.to_string()))?)
     };
     parse(Source { file, directory }, &text, environment)
 }

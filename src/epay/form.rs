@@ -13,13 +13,13 @@ const REQUEST_ONLY: [&str; 5] = ["clientip", "device", "key", "notify_url", "ret
 
 /// The parameters of a query string or form body, sorted by key, each key once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Form<'a> {
+pub(crate) struct Form<'a> {
     fields: Vec<(Cow<'a, str>, Cow<'a, str>)>,
 }
 
 /// Why a notification cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
+pub(crate) enum Malformed {
     /// A `%` without two hexadecimal digits behind it, or bytes that are not UTF-8.
     #[error("bad_encoding")]
     BadEncoding,
@@ -44,14 +44,11 @@ pub enum Malformed {
     /// Money that is not a decimal number of whole fen.
     #[error("bad_money")]
     BadMoney,
-    /// `param` is not what was sent with the order.
-    #[error("foreign_param")]
-    ForeignParam,
 }
 
 impl<'a> Form<'a> {
     /// Reads `application/x-www-form-urlencoded` text, refusing whatever has more than one reading.
-    pub fn parse(encoded: &'a [u8]) -> Result<Self, Malformed> {
+    pub(crate) fn parse(encoded: &'a [u8]) -> Result<Self, Malformed> {
         let mut fields = Vec::with_capacity(16);
         for pair in encoded.split(|&b| b == b'&').filter(|pair| !pair.is_empty()) {
             if fields.len() == FIELDS_MAX {
@@ -68,7 +65,7 @@ impl<'a> Form<'a> {
     }
 
     /// Takes fields that are decoded already, under the same rules as [`Form::parse`].
-    pub fn new(mut fields: Vec<(Cow<'a, str>, Cow<'a, str>)>) -> Result<Self, Malformed> {
+    pub(crate) fn new(mut fields: Vec<(Cow<'a, str>, Cow<'a, str>)>) -> Result<Self, Malformed> {
         fields.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         for (key, value) in &fields {
             let key_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
@@ -89,35 +86,31 @@ impl<'a> Form<'a> {
     }
 
     /// Takes fields as somebody would send them, whatever they are: for signing, not for believing.
-    pub fn as_sent(mut fields: Vec<(Cow<'a, str>, Cow<'a, str>)>) -> Self {
+    pub(crate) fn as_sent(mut fields: Vec<(Cow<'a, str>, Cow<'a, str>)>) -> Self {
         fields.sort_unstable();
         Self { fields }
     }
 
     /// The value of `key`, if the field is there.
-    pub fn get(&self, key: &str) -> Option<&str> {
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
         let at = self.fields.binary_search_by(|(k, _)| k.as_ref().cmp(key)).ok()?;
         Some(&self.fields[at].1)
     }
 
     /// The value of `key`, which must be there and not be blank.
     pub(super) fn require(&self, key: &'static str) -> Result<&str, Malformed> {
-        self.get(key)
-            .filter(|value| !is_blank(value))
-            .ok_or(Malformed::MissingField(key))
+        self.get(key).filter(|value| !is_blank(value)).ok_or(Malformed::MissingField(key))
     }
 
     /// The fields, sorted by key.
-    pub fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub(crate) fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
         self.fields.iter().map(|(key, value)| (key.as_ref(), value.as_ref()))
     }
 }
 
 /// Whether PHP's `trim` would leave nothing of `value`: this is how gateways tell blank values.
 pub(super) fn is_blank(value: &str) -> bool {
-    value
-        .bytes()
-        .all(|b| matches!(b, b' ' | b'\t' | b'\n' | b'\r' | b'\0' | 0x0b))
+    value.bytes().all(|b| matches!(b, b' ' | b'\t' | b'\n' | b'\r' | b'\0' | 0x0b))
 }
 
 fn decode(encoded: &[u8]) -> Result<Cow<'_, str>, Malformed> {
@@ -139,9 +132,7 @@ fn decode(encoded: &[u8]) -> Result<Cow<'_, str>, Malformed> {
         decoded.push(byte);
         rest = after;
     }
-    String::from_utf8(decoded)
-        .map(Cow::Owned)
-        .map_err(|_| Malformed::BadEncoding)
+    String::from_utf8(decoded).map(Cow::Owned).map_err(|_| Malformed::BadEncoding)
 }
 
 fn hex_digit(digit: u8) -> Result<u8, Malformed> {
@@ -154,7 +145,7 @@ fn hex_digit(digit: u8) -> Result<u8, Malformed> {
 }
 
 /// Writes fields as `application/x-www-form-urlencoded`, in the order given.
-pub fn encode<'a>(fields: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+pub(crate) fn encode<'a>(fields: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let mut encoded = String::new();
     for (key, value) in fields {
         if !encoded.is_empty() {

@@ -9,8 +9,8 @@ mod rsa;
 mod sign;
 mod text;
 
-pub use form::{Form, Malformed, encode};
-pub use notification::{Credentials, Notification, Unverified, VerifyError};
-pub use rsa::{BadKey, PlatformKey};
-pub use sign::sign_md5;
-pub use text::{forbidden_char, unescape};
+pub(crate) use form::{Form, encode};
+pub(crate) use notification::{Credentials, Notification, Unverified, VerifyError};
+pub(crate) use rsa::PlatformKey;
+pub(crate) use sign::sign_md5;
+pub(crate) use text::{forbidden_char, unescape};

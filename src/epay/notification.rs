@@ -31,14 +31,14 @@ pub enum Credentials {
 
 /// A notification that can be read in one way only, and that nobody has vouched for yet.
 #[derive(Clone, Debug)]
-pub struct Unverified<'a> {
+pub(crate) struct Unverified<'a> {
     form: Form<'a>,
     money: Amount,
 }
 
 /// Why a notification that can be read is not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum VerifyError {
+pub(crate) enum VerifyError {
     /// The signature is not the merchant's gateway's, or of another kind than the merchant's.
     #[error("bad_signature")]
     BadSignature,
@@ -66,7 +66,7 @@ pub struct Notification {
 
 impl<'a> Unverified<'a> {
     /// Reads a notification from a query string or a form body.
-    pub fn parse(encoded: &'a [u8]) -> Result<Self, Malformed> {
+    pub(crate) fn parse(encoded: &'a [u8]) -> Result<Self, Malformed> {
         let form = Form::parse(encoded)?;
         for field in ["pid", "trade_no", "out_trade_no", "trade_status", "sign"] {
             form.require(field)?;
@@ -76,22 +76,22 @@ impl<'a> Unverified<'a> {
     }
 
     /// The merchant whose notification this claims to be.
-    pub fn pid(&self) -> &str {
+    pub(crate) fn pid(&self) -> &str {
         self.field("pid")
     }
 
     /// The order that this claims to pay.
-    pub fn out_trade_no(&self) -> &str {
+    pub(crate) fn out_trade_no(&self) -> &str {
         self.field("out_trade_no")
     }
 
     /// The payment's number that this claims.
-    pub fn trade_no(&self) -> &str {
+    pub(crate) fn trade_no(&self) -> &str {
         self.field("trade_no")
     }
 
     /// Checks the signature (and, for V2, the age at the time `now`) by the credentials of the merchant that `pid` names.
-    pub fn verify(&self, credentials: &Credentials, now: Timestamp) -> Result<Notification, VerifyError> {
+    pub(crate) fn verify(&self, credentials: &Credentials, now: Timestamp) -> Result<Notification, VerifyError> {
         let sign = self.field("sign");
         let sign_type = self.field("sign_type");
         let verified = match credentials {
@@ -175,8 +175,8 @@ mod tests {
 
     fn sign(fields: &Fields) -> String {
         use md5::{Digest, Md5};
-        let digest = Md5::digest(format!("{}{KEY}", signing_string_of(fields)));
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        let digest: [u8; 16] = Md5::digest(format!("{}{KEY}", signing_string_of(fields))).into();
+        format!("{:032x}", u128::from_be_bytes(digest))
     }
 
     fn signed(mut fields: Fields) -> Fields {

@@ -23,11 +23,8 @@ pub struct BadKey;
 impl PlatformKey {
     /// Reads a key as gateways show it: PEM, or its base64 alone on one line.
     pub fn parse(text: &str) -> Result<Self, BadKey> {
-        let base64: String = text
-            .lines()
-            .filter(|line| !line.starts_with("-----"))
-            .flat_map(str::split_whitespace)
-            .collect();
+        let base64: String =
+            text.lines().filter(|line| !line.starts_with("-----")).flat_map(str::split_whitespace).collect();
         let der = BASE64.decode(base64).map_err(|_| BadKey)?;
         let spki = SubjectPublicKeyInfoRef::try_from(der.as_slice()).map_err(|_| BadKey)?;
         if spki.algorithm.oid.to_string() != RSA_ENCRYPTION {
@@ -41,8 +38,6 @@ impl PlatformKey {
     pub(super) fn verify(&self, form: &Form, sign: &str) -> bool {
         let mut signed = String::new();
         signing_string(form, BlankValues::LeftOut, |piece| signed.push_str(piece));
-        BASE64
-            .decode(sign)
-            .is_ok_and(|signature| self.0.verify(signed.as_bytes(), &signature).is_ok())
+        BASE64.decode(sign).is_ok_and(|signature| self.0.verify(signed.as_bytes(), &signature).is_ok())
     }
 }

@@ -1,19 +1,11 @@
 //! What text may travel through a gateway: HTML entities that it may add, characters that we never send.
 
 /// The entities that PHP's `htmlspecialchars` writes, and what they stand for.
-const ENTITIES: [(&str, char); 5] = [
-    ("&amp;", '&'),
-    ("&quot;", '"'),
-    ("&lt;", '<'),
-    ("&gt;", '>'),
-    ("&#039;", '\''),
-];
+const ENTITIES: [(&str, char); 5] = [("&amp;", '&'), ("&quot;", '"'), ("&lt;", '<'), ("&gt;", '>'), ("&#039;", '\'')];
 
 /// The entity at the start of `text`, if there is one, and what follows it.
 fn leading_entity(text: &str) -> Option<(char, &str)> {
-    ENTITIES
-        .iter()
-        .find_map(|&(entity, meaning)| Some((meaning, text.strip_prefix(entity)?)))
+    ENTITIES.iter().find_map(|&(entity, meaning)| Some((meaning, text.strip_prefix(entity)?)))
 }
 
 /// Whether `value` has an `&` that is not the start of one of the five entities.
@@ -21,13 +13,11 @@ fn leading_entity(text: &str) -> Option<(char, &str)> {
 /// Such a value can be cut out of the signing string in more than one way, because fields are joined with `&`. The entities
 /// do no harm: a cut inside one would leave a key that starts with, say, `amp;`, and such keys are refused.
 pub(super) fn has_bare_ampersand(value: &str) -> bool {
-    value
-        .match_indices('&')
-        .any(|(at, _)| leading_entity(&value[at..]).is_none())
+    value.match_indices('&').any(|(at, _)| leading_entity(&value[at..]).is_none())
 }
 
 /// Undoes one round of HTML escaping, as some gateways do to `name` and `param` before they send them back.
-pub fn unescape(value: &str) -> String {
+pub(crate) fn unescape(value: &str) -> String {
     let mut plain = String::with_capacity(value.len());
     let mut rest = value;
     while let Some(at) = rest.find('&') {
@@ -48,9 +38,8 @@ pub fn unescape(value: &str) -> String {
 /// The first character of `text` that must not stand in a `name` or `param` that we send.
 ///
 /// `&`, `=`, `+`, `%` and control characters give the signing string a second reading at the gateway or on its way back.
-pub fn forbidden_char(text: &str) -> Option<char> {
-    text.chars()
-        .find(|&c| matches!(c, '&' | '=' | '+' | '%') || c.is_control())
+pub(crate) fn forbidden_char(text: &str) -> Option<char> {
+    text.chars().find(|&c| matches!(c, '&' | '=' | '+' | '%') || c.is_control())
 }
 
 #[cfg(test)]

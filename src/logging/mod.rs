@@ -23,12 +23,12 @@ const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The running log. Dropping it waits a moment for the last records to be written.
 #[must_use = "the last records are written when this is dropped"]
-pub struct Logging {
+pub(crate) struct Logging {
     lanes: Arc<[Lane]>,
 }
 
 /// Starts logging for this process, to the file and, if it is wanted, to standard error.
-pub fn start(log: &config::Log) -> anyhow::Result<Logging> {
+pub(crate) fn start(log: &config::Log) -> anyhow::Result<Logging> {
     let mut lanes = vec![Lane::spawn("log-file", LogFile::new(log.file.clone()))?];
     if log.console {
         lanes.push(Lane::spawn("log-console", Console)?);
@@ -126,10 +126,7 @@ mod tests {
         let evil = "a\nb\r\t\u{1b}[31m\u{85}\u{2028}\u{202e}会";
         let line = Line { target: "webhookctl::x", level: Level::Warn, message: &evil }.to_string();
         let (time, rest) = line.split_once(" - ").unwrap();
-        assert_eq!(
-            rest,
-            "webhookctl::x - WARNING - a\\nb\\r\\t\\u{1b}[31m\\u{85}\\u{2028}\\u{202e}会\n"
-        );
+        assert_eq!(rest, "webhookctl::x - WARNING - a\\nb\\r\\t\\u{1b}[31m\\u{85}\\u{2028}\\u{202e}会\n");
         assert_eq!(time.len(), "2025-07-31 10:50:09,246".len(), "{time}");
         assert_eq!(time.as_bytes()[19], b',');
     }

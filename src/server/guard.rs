@@ -200,6 +200,25 @@ impl GuardedIo {
         }
     }
 
+    /// Reads and forgets what the client still sends, until it stops, or for as long as that is reasonable.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            self.received.clear();
+            let filled = self.poll_fill(cx);
+            let Some(shutdown) = &mut self.shutdown else { return Poll::Ready(()) };
+            match filled {
+                Poll::Ready(Ok(bytes)) if bytes > 0 && shutdown.discarded < LINGER_BYTES_MAX => {
+                    shutdown.discarded += bytes as u64;
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => {
+                    let deadline = shutdown.deadline;
+                    return self.poll_deadline(cx, deadline);
+                }
+            }
+        }
+    }
+
     fn poll_written(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_ready() {
             self.write_deadline = None;
@@ -258,28 +277,13 @@ impl Write for GuardedIo {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let answered_early = this.verdict.get().is_some() || this.passing != Passing::Bytes(0);
         if this.shutdown.is_none() {
             ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
             this.shutdown = Some(Shutdown { deadline: Instant::now() + LINGER_TIMEOUT, discarded: 0 });
         }
-        while answered_early {
-            this.received.clear();
-            match this.poll_fill(cx) {
-                Poll::Ready(Ok(bytes)) if bytes > 0 => {
-                    let Some(shutdown) = &mut this.shutdown else { break };
-                    shutdown.discarded += bytes as u64;
-                    if shutdown.discarded > LINGER_BYTES_MAX {
-                        break;
-                    }
-                }
-                Poll::Ready(_) => break,
-                Poll::Pending => {
-                    let deadline = this.shutdown.as_ref().map_or_else(Instant::now, |shutdown| shutdown.deadline);
-                    ready!(this.poll_deadline(cx, deadline));
-                    break;
-                }
-            }
+        let answered_early = this.verdict.get().is_some() || this.passing != Passing::Bytes(0);
+        if answered_early {
+            ready!(this.poll_linger(cx));
         }
         Poll::Ready(Ok(()))
     }

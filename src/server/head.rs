@@ -43,7 +43,10 @@ pub(super) enum Progress {
     /// The end of the head is not there yet.
     Partial,
     /// The head is `bytes` long and can be read in one way.
-    Complete { bytes: usize, framing: Framing },
+    Complete {
+        bytes: usize,
+        framing: Framing,
+    },
     Refused(Refusal),
 }
 

@@ -29,8 +29,8 @@ pub(super) const FAIL: &str = "fail";
 
 /// How long a settlement may take: the shortest timeout seen at gateways is 5 s.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// How many rejections are logged in a second: a flood of forgeries must not fill the disk.
-const REJECTIONS_LOGGED_PER_S: u64 = 20;
+/// How many rejections, and how many repeats, are logged in a second: a flood of either must not fill the disk.
+const LOGGED_PER_S: u64 = 20;
 /// How much of what a stranger claims is logged.
 const CLAIM_CHARS_LOGGED: usize = 64;
 
@@ -38,11 +38,13 @@ pub(super) struct Notify {
     config: Arc<Config>,
     store: Store,
     rejections_logged: LogBudget,
+    repeats_logged: LogBudget,
 }
 
 /// A notification that is not to be believed.
 struct Refused {
     outcome: Outcome,
+    /// More about it than the outcome's name says.
     reason: Cow<'static, str>,
     /// `pid`, `out_trade_no` and `trade_no`, where they can be read.
     claimed: Option<[String; 3]>,
@@ -50,7 +52,7 @@ struct Refused {
 
 impl Notify {
     pub(super) fn new(config: Arc<Config>, store: Store) -> Self {
-        Self { config, store, rejections_logged: LogBudget::default() }
+        Self { config, store, rejections_logged: LogBudget::default(), repeats_logged: LogBudget::default() }
     }
 
     pub(super) async fn answer(&self, request: Request<Incoming>, client: IpAddr) -> Response {
@@ -92,7 +94,7 @@ impl Notify {
         })?;
         let refused = |outcome: Outcome| Refused {
             outcome,
-            reason: outcome.name().into(),
+            reason: "".into(),
             claimed: Some([unverified.pid(), unverified.out_trade_no(), unverified.trade_no()].map(str::to_owned)),
         };
         let merchant = self.config.merchant(unverified.pid()).ok_or_else(|| refused(Outcome::UnknownMerchant))?;
@@ -107,12 +109,7 @@ impl Notify {
 
     async fn settle(&self, notification: Notification, receipt: Receipt, client: IpAddr) -> Outcome {
         let claim = Claim::from(notification);
-        let settle = Settle {
-            claim: claim.clone(),
-            source: SettledBy::Notify,
-            late: self.config.orders.late,
-            receipt,
-        };
+        let settle = Settle { claim: claim.clone(), source: SettledBy::Notify, late: self.config.orders.late, receipt };
         // What comes too late for this gateway's patience is settled all the same; its next attempt is a duplicate.
         let settled = match timeout(SETTLE_TIMEOUT, self.store.settle(settle)).await {
             Ok(settled) => settled,
@@ -120,7 +117,7 @@ impl Notify {
         };
         match settled {
             Ok(settlement) => {
-                log_settlement(settlement.outcome, settlement.credited, &claim, client);
+                self.log_settlement(settlement.outcome, settlement.credited, &claim, client);
                 settlement.outcome
             }
             Err(error) => {
@@ -138,61 +135,52 @@ impl Notify {
         }
     }
 
-    fn reject(&self, refused: Refused, receipt: Receipt, client: IpAddr) -> Outcome {
-        let outcome = refused.outcome;
-        if let Some(unlogged) = self.rejections_logged.take(receipt.received_at) {
-            if unlogged > 0 {
-                log::warn!("{}", t!("log.rejected_more", count = unlogged));
-            }
-            let shown = |at: usize| match &refused.claimed {
-                Some(claimed) => claimed[at].chars().take(CLAIM_CHARS_LOGGED).collect(),
-                None => "?".to_owned(),
-            };
-            let reason = &refused.reason;
+    fn log_settlement(&self, outcome: Outcome, credited: Option<Credited>, claim: &Claim, client: IpAddr) {
+        let Claim { merchant: pid, order_no: order, trade_no: trade, amount, .. } = claim;
+        if let Some(Credited { telegram_id: user, credits }) = credited {
             let text = t!(
-                "log.rejected",
+                "log.settled",
                 outcome = outcome,
-                reason = reason,
-                pid = shown(0),
-                order = shown(1),
-                client = client
+                order = order,
+                trade = trade,
+                amount = amount,
+                user = user,
+                credits = credits
             );
-            log::warn!("{text}");
+            log::info!("{text}");
+            return;
         }
-        self.store.reject(Rejection { outcome, reason: refused.reason.into(), claimed: refused.claimed, receipt });
-        outcome
-    }
-}
-
-fn log_settlement(outcome: Outcome, credited: Option<Credited>, claim: &Claim, client: IpAddr) {
-    let Claim { merchant: pid, order_no: order, trade_no: trade, amount, .. } = claim;
-    if let Some(Credited { telegram_id, credits }) = credited {
+        // Whoever holds a valid callback can send it again and again.
+        let is_repeat = matches!(outcome, Outcome::Duplicate | Outcome::NotPaid);
+        if is_repeat && !self.repeats_logged.allows(Timestamp::now()) {
+            return;
+        }
         let text = t!(
-            "log.settled",
+            "log.verified",
             outcome = outcome,
             order = order,
             trade = trade,
             amount = amount,
-            user = telegram_id,
-            credits = credits
+            pid = pid,
+            client = client
         );
-        log::info!("{text}");
-        return;
+        log::log!(if is_repeat { log::Level::Info } else { log::Level::Warn }, "{text}");
     }
-    let text = t!(
-        "log.verified",
-        outcome = outcome,
-        order = order,
-        trade = trade,
-        amount = amount,
-        pid = pid,
-        client = client
-    );
-    let level = match outcome {
-        Outcome::Duplicate | Outcome::NotPaid => log::Level::Info,
-        _ => log::Level::Warn,
-    };
-    log::log!(level, "{text}");
+
+    fn reject(&self, refused: Refused, receipt: Receipt, client: IpAddr) -> Outcome {
+        let outcome = refused.outcome;
+        if self.rejections_logged.allows(receipt.received_at) {
+            let shown = |at: usize| match &refused.claimed {
+                Some(claimed) => claimed[at].chars().take(CLAIM_CHARS_LOGGED).collect(),
+                None => "?".to_owned(),
+            };
+            let what = format!("{outcome} {}", refused.reason);
+            let (what, pid, order) = (what.trim_end(), shown(0), shown(1));
+            log::warn!("{}", t!("log.rejected", what = what, pid = pid, order = order, client = client));
+        }
+        self.store.reject(Rejection { outcome, reason: refused.reason.into(), claimed: refused.claimed, receipt });
+        outcome
+    }
 }
 
 /// So many records a second, and a count of those that there was no room for.
@@ -204,13 +192,22 @@ struct LogBudget {
 }
 
 impl LogBudget {
-    /// Takes room for a record at the time `now`: how many went unlogged before it, or `None` where this one must.
+    /// Whether there is room for a record at the time `now`; tells how many there was none for before it.
+    fn allows(&self, now: Timestamp) -> bool {
+        let unlogged = self.take(now);
+        if let Some(count @ 1..) = unlogged {
+            log::warn!("{}", t!("log.more_unlogged", count = count));
+        }
+        unlogged.is_some()
+    }
+
+    /// Takes room for a record: how many went unlogged before it, or `None` where this one must.
     fn take(&self, now: Timestamp) -> Option<u64> {
         let second = now.ms().div_euclid(1000);
         if self.second.swap(second, Ordering::Relaxed) != second {
             self.used.store(0, Ordering::Relaxed);
         }
-        if self.used.fetch_add(1, Ordering::Relaxed) < REJECTIONS_LOGGED_PER_S {
+        if self.used.fetch_add(1, Ordering::Relaxed) < LOGGED_PER_S {
             return Some(self.unlogged.swap(0, Ordering::Relaxed));
         }
         self.unlogged.fetch_add(1, Ordering::Relaxed);

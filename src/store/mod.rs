@@ -238,11 +238,7 @@ impl Store {
         let writer = thread
             .spawn(move || writer::run(connection, &writer_queue, alive))
             .map_err(|error| StoreError::Failed(error.to_string().into()))?;
-        let readers = Readers {
-            path: path.to_owned(),
-            idle: Mutex::default(),
-            permits: Semaphore::new(READERS_MAX),
-        };
+        let readers = Readers { path: path.to_owned(), idle: Mutex::default(), permits: Semaphore::new(READERS_MAX) };
         let shared = Shared { queue, writer: Mutex::new(Some(writer)), writer_alive, readers };
         Ok(Self { shared: Arc::new(shared) })
     }

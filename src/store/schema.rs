@@ -27,9 +27,8 @@ const VERSION: u32 = 1;
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     let cannot_open = |cause: String, denied| StoreError::CannotOpen { path: path.to_owned(), cause, denied };
     if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).map_err(|error| {
-            cannot_open(error.to_string(), error.kind() == std::io::ErrorKind::PermissionDenied)
-        })?;
+        std::fs::create_dir_all(directory)
+            .map_err(|error| cannot_open(error.to_string(), error.kind() == std::io::ErrorKind::PermissionDenied))?;
     }
     prepare(path).map_err(|error| match error {
         OpenError::Refused(refusal) => refusal,
@@ -65,8 +64,7 @@ impl From<rusqlite::Error> for OpenError {
 }
 
 fn prepare(path: &Path) -> Result<Connection, OpenError> {
-    let flags =
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(BUSY_TIMEOUT)?;
     db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);

@@ -210,12 +210,8 @@ async fn the_schema_itself_keeps_the_books() {
 #[tokio::test]
 async fn grants_are_ledger_entries_and_never_go_below_zero() {
     let fixture = Fixture::new().await;
-    let grant = |telegram_id, credits| Grant {
-        telegram_id,
-        credits,
-        reason: "sorry".into(),
-        at: Timestamp::from_ms(NOW),
-    };
+    let grant =
+        |telegram_id, credits| Grant { telegram_id, credits, reason: "sorry".into(), at: Timestamp::from_ms(NOW) };
     assert!(matches!(fixture.store.grant(grant(1001, 5)).await, Err(StoreError::NoSuchUser(1001))));
     fixture.store.create_order(new_order("A1", 1001)).await.unwrap();
     assert_eq!(fixture.store.grant(grant(1001, 5)).await.unwrap().credits, 5);

@@ -176,10 +176,7 @@ fn begin(db: &Connection) -> Result<(), StoreError> {
 }
 
 /// Runs `work` so that it happens wholly or not at all, whatever becomes of its neighbours in the same transaction.
-fn in_savepoint<T>(
-    db: &Connection,
-    work: impl FnOnce(&Connection) -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
+fn in_savepoint<T>(db: &Connection, work: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
     db.prepare_cached("SAVEPOINT job")?.execute([])?;
     match work(db) {
         Ok(value) => {
