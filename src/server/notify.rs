@@ -29,16 +29,17 @@ pub(super) const FAIL: &str = "fail";
 
 /// How long a settlement may take: the shortest timeout seen at gateways is 5 s.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// How many rejections, and how many repeats, are logged in a second: a flood of either must not fill the disk.
-const LOGGED_PER_S: u64 = 20;
+/// How many notifications of one outcome are logged in a second: whoever forges callbacks, or holds a valid one and sends it
+/// again and again, must not fill the disk. Settlements are all logged.
+const LOGGED_PER_S: u64 = 50;
 /// How much of what a stranger claims is logged.
 const CLAIM_CHARS_LOGGED: usize = 64;
 
 pub(super) struct Notify {
     config: Arc<Config>,
     store: Store,
-    rejections_logged: LogBudget,
-    repeats_logged: LogBudget,
+    /// One for each outcome.
+    logged: [LogBudget; Outcome::ALL.len()],
 }
 
 /// A notification that is not to be believed.
@@ -52,7 +53,7 @@ struct Refused {
 
 impl Notify {
     pub(super) fn new(config: Arc<Config>, store: Store) -> Self {
-        Self { config, store, rejections_logged: LogBudget::default(), repeats_logged: LogBudget::default() }
+        Self { config, store, logged: Default::default() }
     }
 
     pub(super) async fn answer(&self, request: Request<Incoming>, client: IpAddr) -> Response {
@@ -125,11 +126,11 @@ impl Notify {
                     StoreError::Overloaded => Outcome::Overloaded,
                     _ => Outcome::StoreError,
                 };
-                let (order, trade) = (&claim.order_no, &claim.trade_no);
-                log::error!(
-                    "{}",
-                    t!("log.store_failed", outcome = outcome, order = order, trade = trade, error = error)
-                );
+                if self.logs(outcome) {
+                    let (order, trade) = (&claim.order_no, &claim.trade_no);
+                    let text = t!("log.store_failed", outcome = outcome, order = order, trade = trade, error = error);
+                    log::error!("{text}");
+                }
                 outcome
             }
         }
@@ -150,9 +151,7 @@ impl Notify {
             log::info!("{text}");
             return;
         }
-        // Whoever holds a valid callback can send it again and again.
-        let is_repeat = matches!(outcome, Outcome::Duplicate | Outcome::NotPaid);
-        if is_repeat && !self.repeats_logged.allows(Timestamp::now()) {
+        if !self.logs(outcome) {
             return;
         }
         let text = t!(
@@ -164,12 +163,25 @@ impl Notify {
             pid = pid,
             client = client
         );
-        log::log!(if is_repeat { log::Level::Info } else { log::Level::Warn }, "{text}");
+        let level = match outcome {
+            Outcome::Duplicate | Outcome::NotPaid => log::Level::Info,
+            _ => log::Level::Warn,
+        };
+        log::log!(level, "{text}");
+    }
+
+    /// Whether there is room in the log for one more of this outcome; tells how many there was none for before.
+    fn logs(&self, outcome: Outcome) -> bool {
+        let unlogged = self.logged[outcome as usize].take(Timestamp::now());
+        if let Some(count @ 1..) = unlogged {
+            log::warn!("{}", t!("log.more_unlogged", outcome = outcome, count = count));
+        }
+        unlogged.is_some()
     }
 
     fn reject(&self, refused: Refused, receipt: Receipt, client: IpAddr) -> Outcome {
         let outcome = refused.outcome;
-        if self.rejections_logged.allows(receipt.received_at) {
+        if self.logs(outcome) {
             let shown = |at: usize| match &refused.claimed {
                 Some(claimed) => claimed[at].chars().take(CLAIM_CHARS_LOGGED).collect(),
                 None => "?".to_owned(),
@@ -192,16 +204,7 @@ struct LogBudget {
 }
 
 impl LogBudget {
-    /// Whether there is room for a record at the time `now`; tells how many there was none for before it.
-    fn allows(&self, now: Timestamp) -> bool {
-        let unlogged = self.take(now);
-        if let Some(count @ 1..) = unlogged {
-            log::warn!("{}", t!("log.more_unlogged", count = count));
-        }
-        unlogged.is_some()
-    }
-
-    /// Takes room for a record: how many went unlogged before it, or `None` where this one must.
+    /// Takes room for a record at the time `now`: how many went unlogged before it, or `None` where this one must.
     fn take(&self, now: Timestamp) -> Option<u64> {
         let second = now.ms().div_euclid(1000);
         if self.second.swap(second, Ordering::Relaxed) != second {
@@ -224,8 +227,8 @@ mod tests {
         let budget = LogBudget::default();
         let at = Timestamp::from_ms;
         let logged = (0..1000).filter(|_| budget.take(at(5_000)).is_some()).count();
-        assert_eq!(logged, 20);
-        assert_eq!(budget.take(at(6_000)), Some(980));
+        assert_eq!(logged, 50);
+        assert_eq!(budget.take(at(6_000)), Some(950));
         assert_eq!(budget.take(at(6_001)), Some(0));
     }
 

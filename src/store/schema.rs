@@ -9,8 +9,9 @@ use super::StoreError;
 
 /// Marks a database file as ours: `whkc`.
 const APPLICATION_ID: i64 = 0x7768_6b63;
-/// How long a write waits for another process's: gateways give up after 5 s, so less than that.
-const BUSY_TIMEOUT: Duration = Duration::from_millis(2500);
+/// How long a write waits for another process's. Gateways give up after 5 s, and a job may have to wait for the batch before
+/// its own as well.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How often the switch to write-ahead logging is tried: SQLite does not wait for other processes there.
 const WAL_ATTEMPTS: u32 = 100;
 /// How many pages the write-ahead log may grow to before a commit has to copy it into the database.

@@ -1,0 +1,11 @@
+//! Drives the real program: real processes, real sockets, a real database, each test in a directory of its own.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod commands;
+mod configuration;
+mod crash;
+mod http;
+mod lifecycle;
+mod payment;
+mod support;

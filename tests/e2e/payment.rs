@@ -1,0 +1,406 @@
+//! The outcome table over real HTTP: what each notification is answered, what it changes, and what is kept of it.
+
+use std::sync::{Arc, Barrier};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use ring::rand::SystemRandom;
+use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
+
+use crate::support::*;
+
+const SUCCESS: (u16, &str) = (200, "success");
+const FAIL: (u16, &str) = (200, "fail");
+
+#[track_caller]
+fn assert_answer(answer: &(u16, String), expected: (u16, &str)) {
+    assert_eq!((answer.0, answer.1.as_str()), expected);
+}
+
+/// The notification is answered so, and named so in the log.
+#[track_caller]
+fn assert_outcome(service: &Service, form: &str, outcome: &str, expected: (u16, &str)) {
+    let level = if matches!(outcome, "settled" | "duplicate" | "not_paid") { "INFO" } else { "WARNING" };
+    let record = format!("webhookctl::server::notify - {level} - {outcome}");
+    let before = service.log().iter().filter(|line| line.contains(&record)).count();
+    assert_answer(&service.notify(form), expected);
+    service.wait_for_logs(&record, before + 1);
+}
+
+fn receipts(sandbox: &Sandbox, outcome: &str) -> i64 {
+    sandbox.count(&format!("SELECT count(*) FROM receipts WHERE outcome = '{outcome}'"))
+}
+
+#[test]
+fn a_paid_order_is_credited_once_by_get_and_post() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let by_get = sandbox.order(1001);
+    assert_answer(&service.notify(&Notification::of(&by_get).form()), SUCCESS);
+    assert_eq!(sandbox.credits(1001), 70);
+    let by_post = sandbox.order(1001);
+    assert_answer(&service.post(&Notification::of(&by_post).form()), SUCCESS);
+    assert_eq!(sandbox.credits(1001), 140);
+    let order = sandbox.json(&["orders", "show", &by_post, "--json"]);
+    assert_eq!(order["status"], "paid");
+    assert_eq!(order["settled_by"], "notify");
+    assert_eq!(order["trade_no"], format!("T{by_post}"));
+    assert!(order["paid_at"].is_string());
+    let kept: String = sandbox
+        .database()
+        .query_row("SELECT CAST(payload AS TEXT) FROM receipts ORDER BY id DESC LIMIT 1", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(kept, Notification::of(&by_post).form());
+    assert_eq!(sandbox.count("SELECT count(*) FROM outbox WHERE kind = 'settled'"), 2);
+}
+
+#[test]
+fn every_outcome_that_keeps_a_receipt() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let check = |form: &str, outcome: &str, expected| {
+        assert_outcome(&service, form, outcome, expected);
+        assert_eq!(receipts(&sandbox, outcome), 1, "{outcome}");
+    };
+    let order = sandbox.order(1001);
+    let paid = Notification::of(&order);
+
+    check(&paid.clone().with("trade_status", "TRADE_CLOSED").form(), "not_paid", SUCCESS);
+    assert_eq!(sandbox.status(&order), "pending");
+    check(&Notification::of("NOSUCHORDER").form(), "unknown_order", FAIL);
+    check(&paid.form(), "settled", SUCCESS);
+    check(&paid.form(), "duplicate", SUCCESS);
+    check(&paid.clone().with("trade_no", "OTHER").form(), "paid_again", SUCCESS);
+    assert_eq!(sandbox.credits(1001), 70);
+
+    let second = sandbox.order(1001);
+    check(&Notification::of(&second).with("trade_no", &format!("T{order}")).form(), "trade_reused", FAIL);
+    assert_eq!(sandbox.status(&second), "pending");
+    check(&Notification::of(&second).with("money", "35.99").form(), "amount_mismatch", FAIL);
+    assert_eq!(sandbox.status(&second), "review");
+    check(&Notification::of(&second).form(), "held", FAIL);
+    assert_eq!(sandbox.status(&second), "review");
+    assert_eq!(sandbox.credits(1001), 70);
+}
+
+#[test]
+fn every_outcome_that_proves_nothing() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let order = sandbox.order(1001);
+    let paid = Notification::of(&order);
+    let malformed = [
+        String::new(),
+        "%zz".into(),
+        format!("{}&pid=1002", paid.form()),
+        paid.clone().with("name", "a&b").form(),
+        paid.clone().with("notify_url", "http://x").form(),
+        paid.clone().without("money").form(),
+        paid.clone().with("trade_no", " ").form(),
+        paid.clone().with("money", "36.001").form(),
+        paid.clone().with("money", "-36.00").form(),
+        paid.unsigned_form(),
+    ];
+    for form in &malformed {
+        assert_outcome(&service, form, "malformed", FAIL);
+    }
+    let unknown = paid.clone().with("pid", "9999").form();
+    assert_outcome(&service, &unknown, "unknown_merchant", FAIL);
+    let bad = [
+        paid.form_with_sign("00000000000000000000000000000000"),
+        paid.form_with_sign("xxx"),
+        paid.clone().signed_with("wrong key").form(),
+        paid.clone().signed_with("").form(),
+        paid.form().replace("36", "37"),
+        paid.form().replace("sign_type=MD5", "sign_type=RSA"),
+    ];
+    for form in &bad {
+        assert_outcome(&service, form, "bad_signature", FAIL);
+    }
+    assert_eq!(sandbox.status(&order), "pending");
+    assert_eq!(sandbox.credits(1001), 0);
+    service.stop();
+    let kept = |outcome: &str| sandbox.count(&format!("SELECT count(*) FROM rejections WHERE outcome = '{outcome}'"));
+    assert_eq!(kept("malformed"), i64::try_from(malformed.len()).unwrap());
+    assert_eq!(kept("unknown_merchant"), 1);
+    assert_eq!(kept("bad_signature"), i64::try_from(bad.len()).unwrap());
+    assert_eq!(sandbox.count("SELECT count(*) FROM receipts"), 0);
+}
+
+#[test]
+fn a_merchants_orders_are_settled_by_that_merchant_alone() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let order = sandbox.order(1001);
+    let foreign = Notification::of(&order).with("pid", OTHER_PID).signed_with(OTHER_KEY);
+    assert_outcome(&service, &foreign.form(), "unknown_order", FAIL);
+    let borrowed_key = Notification::of(&order).signed_with(OTHER_KEY);
+    assert_outcome(&service, &borrowed_key.form(), "bad_signature", FAIL);
+    // The same payment number at another merchant is another payment.
+    assert_answer(&service.notify(&Notification::of(&order).with("trade_no", "T").form()), SUCCESS);
+    let other = sandbox.order_of(OTHER_PID, 1001);
+    let other = Notification::of(&other).with("pid", OTHER_PID).with("trade_no", "T").signed_with(OTHER_KEY);
+    assert_answer(&service.notify(&other.form()), SUCCESS);
+    assert_eq!(sandbox.credits(1001), 140);
+}
+
+#[test]
+fn late_money_is_credited_or_reviewed_as_configured() {
+    for (late, outcome, answer, status) in [("credit", "settled", SUCCESS, "paid"), ("review", "held", FAIL, "review")]
+    {
+        let config = format!("{CONFIG}\n[orders]\nexpire_after_s = 1\nlate = \"{late}\"\n");
+        let sandbox = Sandbox::with_config(&config);
+        let service = sandbox.serve();
+        let order = sandbox.order(1001);
+        // Expired by its own time, without waiting for it.
+        sandbox.database().execute("UPDATE orders SET expires_at_ms = created_at_ms", []).unwrap();
+        assert_eq!(sandbox.status(&order), "expired");
+        assert_outcome(&service, &Notification::of(&order).form(), outcome, answer);
+        assert_eq!(sandbox.status(&order), status);
+    }
+}
+
+#[test]
+fn a_cancelled_order_that_is_paid_goes_to_a_person() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let order = sandbox.order(1001);
+    sandbox.database().execute("UPDATE orders SET status = 'cancelled'", []).unwrap();
+    assert_outcome(&service, &Notification::of(&order).form(), "held", FAIL);
+    assert_eq!(sandbox.status(&order), "review");
+}
+
+#[test]
+fn a_refunded_order_is_not_credited_again_by_a_replay() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let order = sandbox.order(1001);
+    let paid = Notification::of(&order).form();
+    assert_answer(&service.notify(&paid), SUCCESS);
+    sandbox.database().execute("UPDATE orders SET status = 'refunded'", []).unwrap();
+    assert_outcome(&service, &paid, "duplicate", SUCCESS);
+    assert_eq!(sandbox.credits(1001), 70);
+}
+
+#[test]
+fn a_hundred_concurrent_copies_get_a_hundred_successes_and_one_credit() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let order = sandbox.order(1001);
+    let form = Notification::of(&order).form();
+    let start = Arc::new(Barrier::new(100));
+    let senders: Vec<_> = (0..100)
+        .map(|_| {
+            let (form, start, address) = (form.clone(), Arc::clone(&start), service.address);
+            std::thread::spawn(move || {
+                let mut client = Client::connect(address);
+                start.wait();
+                client.notify(&form)
+            })
+        })
+        .collect();
+    for sender in senders {
+        assert_answer(&sender.join().unwrap(), SUCCESS);
+    }
+    assert_eq!(sandbox.credits(1001), 70);
+    assert_eq!(receipts(&sandbox, "settled"), 1);
+    assert_eq!(receipts(&sandbox, "duplicate"), 99);
+    assert_eq!(sandbox.count("SELECT count(*) FROM ledger"), 1);
+}
+
+#[test]
+fn blank_values_may_be_signed_or_left_out() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let signed = Notification::of(&sandbox.order(1001)).with("param", " ");
+    assert_answer(&service.notify(&signed.form()), SUCCESS);
+    let left_out = Notification::of(&sandbox.order(1001));
+    let sign = left_out.sign();
+    assert_answer(&service.notify(&left_out.with("param", " ").form_with_sign(&sign.to_uppercase())), SUCCESS);
+    assert_eq!(sandbox.credits(1001), 140);
+}
+
+#[test]
+fn what_gateways_do_to_a_notification_does_no_harm() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let changes: [(&str, &str); 6] = [
+        ("money", "36"),
+        ("money", "36.0000"),
+        ("name", r"a&amp;\&quot;b\&quot;"),
+        ("name", "product"),
+        ("endtime", "2026-01-01 00:00:00"),
+        ("param", "0"),
+    ];
+    for (key, value) in changes {
+        let notification = Notification::of(&sandbox.order(1001)).with(key, value);
+        assert_answer(&service.notify(&notification.form()), SUCCESS);
+    }
+    let without_sign_type = Notification::of(&sandbox.order(1001)).form().replace("&sign_type=MD5", "");
+    assert_answer(&service.notify(&without_sign_type), SUCCESS);
+    assert_eq!(sandbox.credits(1001), 7 * 70);
+}
+
+/// EPAY section 3: the buyer of one order chooses texts so that its signature also fits a payment of another.
+#[test]
+fn a_signature_cannot_be_recut_for_another_order() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let (mine, victim) = (sandbox.order(1001), sandbox.order(1002));
+    let bought = Notification::of(&mine).with("name", &format!("x&out_trade_no={victim}&p="));
+    let recut = Notification::of(&victim)
+        .with("trade_no", &format!("T{mine}"))
+        .with("name", "x")
+        .with("p", &format!("&out_trade_no={mine}"));
+    assert_eq!(bought.signing_string(), recut.signing_string());
+    for form in [recut.form_with_sign(&bought.sign()), bought.form()] {
+        assert_outcome(&service, &form, "malformed ambiguous_value", FAIL);
+    }
+    assert_eq!(sandbox.credits(1001) + sandbox.credits(1002), 0);
+}
+
+#[test]
+fn a_body_and_a_query_string_are_never_merged() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let order = sandbox.order(1001);
+    let form = Notification::of(&order).form();
+    let (first, rest) = form.split_once('&').unwrap();
+    let halves =
+        format!("POST /payment/notify?{first} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{rest}", rest.len());
+    assert_eq!(service.client().send(&halves).body, "fail");
+    // A body decides alone, whatever the query string says.
+    let both =
+        format!("POST /payment/notify?pid=1 HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{form}", form.len());
+    assert_eq!(service.client().send(&both).body, "success");
+    let empty_body = format!("POST /payment/notify?{form} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!(service.client().send(&empty_body).body, "success");
+    assert_eq!(sandbox.credits(1001), 70);
+}
+
+#[test]
+fn what_was_sent_as_param_must_come_back_equal() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let arguments = ["orders", "create", "--telegram-id", "1001", "--package", "silver", "--merchant", PID, "--json"];
+    let order = sandbox.json(&[&arguments[..], &["--param", "user<7>"]].concat());
+    let paid = Notification::of(order["order_no"].as_str().unwrap());
+    assert_outcome(&service, &paid.clone().with("param", "user<8>").form(), "malformed", FAIL);
+    assert_answer(&service.notify(&paid.with("param", "user&lt;7&gt;").form()), SUCCESS);
+}
+
+#[test]
+fn allow_ips_counts_the_client_and_not_the_proxy() {
+    let config = CONFIG.replacen("sandbox = true", "allow_ips = [\"203.0.113.0/24\"]", 1);
+    let sandbox = Sandbox::with_config(&config);
+    let service = sandbox.serve();
+    let form = Notification::of(&sandbox.order(1001)).form();
+    assert_outcome(&service, &form, "address_not_allowed", FAIL);
+    let from = |address: &str| {
+        let request = format!("GET /payment/notify?{form} HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: {address}\r\n\r\n");
+        service.client().send(request).body
+    };
+    assert_eq!(from("198.51.100.1"), "fail");
+    assert_eq!(from("203.0.113.9, 198.51.100.1"), "fail");
+    assert_eq!(from("198.51.100.1, 203.0.113.9"), "success");
+    let kept: String = sandbox.database().query_row("SELECT client FROM receipts", [], |row| row.get(0)).unwrap();
+    assert_eq!(kept, "203.0.113.9");
+}
+
+#[test]
+fn an_untrusted_peer_cannot_choose_its_address() {
+    let config = CONFIG.replacen("sandbox = true", "allow_ips = [\"203.0.113.9\"]", 1);
+    let sandbox = Sandbox::with_config(&format!("trusted_proxies = []\n{config}"));
+    let service = sandbox.serve();
+    let form = Notification::of(&sandbox.order(1001)).form();
+    let request = format!("GET /payment/notify?{form} HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n");
+    assert_eq!(service.client().send(request).body, "fail");
+    assert_eq!(sandbox.credits(1001), 0);
+}
+
+#[test]
+fn a_locked_database_is_answered_honestly_and_recovers() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let order = sandbox.order(1001);
+    let form = Notification::of(&order).form();
+    let other_program = sandbox.database();
+    other_program.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let unavailable = service.get("/payment/health");
+    assert_eq!(unavailable.status, 503);
+    assert_eq!(unavailable.body, r#"{"service":"payment-webhook-v1","status":"unavailable"}"#);
+    assert_answer(&service.notify(&form), (503, "fail"));
+    service.wait_for_log(" - store_error");
+    other_program.execute_batch("ROLLBACK").unwrap();
+    assert_answer(&service.notify(&form), SUCCESS);
+    assert_eq!(service.get("/payment/health").status, 200);
+    assert_eq!(sandbox.credits(1001), 70);
+}
+
+#[test]
+fn too_many_at_once_are_told_to_come_again() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    const CONNECTIONS: usize = 4800;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    if hard < 2 * CONNECTIONS as u64 {
+        eprintln!("skipped: this test needs {CONNECTIONS} descriptors, and {hard} are allowed");
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let order = sandbox.order(1001);
+    let form = Notification::of(&order).form();
+    let other_program = sandbox.database();
+    other_program.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut clients: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let mut client = service.client();
+            client.write(format!("GET /payment/notify?{form} HTTP/1.1\r\nHost: x\r\n\r\n"));
+            client
+        })
+        .collect();
+    service.wait_for_log(" - overloaded");
+    other_program.execute_batch("ROLLBACK").unwrap();
+    for client in &mut clients {
+        let answer = client.response().unwrap();
+        assert!(matches!((answer.status, answer.body.as_str()), (503, "fail") | SUCCESS), "{answer:?}");
+    }
+    assert_answer(&service.notify(&form), SUCCESS);
+    assert_eq!(sandbox.credits(1001), 70);
+}
+
+#[test]
+fn v2_notifications_need_the_platforms_signature_and_a_fresh_timestamp() {
+    let sandbox = Sandbox::with_config(
+        "listen = \"127.0.0.1:0\"\n[[merchant]]\npid = \"1002\"\nprotocol = \"v2\"\n\
+         platform_public_key_file = \"platform.pem\"\n\
+         [[package]]\nid = \"silver\"\nname = \"VIP\"\nprice = \"36.00\"\ncredits = 70\n",
+    );
+    std::fs::write(sandbox.path("platform.pem"), include_str!("../keys/v2_platform_public.pem")).unwrap();
+    let service = sandbox.serve();
+    let order = sandbox.order(1001);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let pem = include_str!("../keys/v2_platform_private.pem");
+    let base64: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+    let key = RsaKeyPair::from_pkcs8(&BASE64.decode(base64).unwrap()).unwrap();
+    let signed = |notification: &Notification| {
+        let mut signature = vec![0; key.public().modulus_len()];
+        let text = notification.signing_string();
+        key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), text.as_bytes(), &mut signature).unwrap();
+        notification.form_with_sign(&BASE64.encode(signature)).replace("sign_type=MD5", "sign_type=RSA")
+    };
+    let at = |seconds: u64| Notification::of(&order).with("timestamp", &seconds.to_string());
+
+    assert_outcome(&service, &signed(&at(now - 400)), "stale", FAIL);
+    assert_outcome(&service, &signed(&at(now + 400)), "stale", FAIL);
+    assert_outcome(&service, &signed(&Notification::of(&order)), "stale", FAIL);
+    // No downgrade: the older signature proves nothing for this merchant, whatever key it is made with.
+    assert_outcome(&service, &at(now).signed_with("").form(), "bad_signature", FAIL);
+    let changed = signed(&at(now)).replace("36", "37");
+    assert_outcome(&service, &changed, "bad_signature", FAIL);
+    assert_eq!(sandbox.credits(1001), 0);
+    assert_answer(&service.notify(&signed(&at(now))), SUCCESS);
+    assert_answer(&service.notify(&signed(&at(now - 200))), SUCCESS);
+    assert_eq!(sandbox.credits(1001), 70);
+}

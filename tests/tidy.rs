@@ -1,0 +1,199 @@
+//! Promises about the code that the compiler does not keep.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// No file is longer than this.
+const LINES_MAX: usize = 800;
+
+/// The modules from the bottom up: each may name those before it, and nothing after it.
+const ORDER: &[&str] = &[
+    "named",
+    "money",
+    "clock",
+    "secret",
+    "order",
+    "epay",
+    "settlement",
+    "config",
+    "logging",
+    "store",
+    "server",
+    "service",
+    "cli",
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
+}
+
+/// Every file below `directory` that ends so, by its path from the root.
+fn files(directory: &str, ending: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut directories = vec![root().join(directory)];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.to_str().unwrap().ends_with(ending) {
+                let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+                found.push((name, fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "{directory}");
+    found
+}
+
+/// The top-level module that a file belongs to.
+fn module(file: &str) -> &str {
+    let below = file.strip_prefix("src/").unwrap();
+    below.split('/').next().unwrap().trim_end_matches(".rs")
+}
+
+/// What a file does outside its tests.
+fn without_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]").next().unwrap()
+}
+
+#[test]
+fn files_stay_readable() {
+    for directory in ["src", "tests"] {
+        for (file, text) in files(directory, ".rs") {
+            assert!(text.lines().count() <= LINES_MAX, "{file} has more than {LINES_MAX} lines");
+            for (number, line) in text.lines().enumerate() {
+                assert!(!line.ends_with([' ', '\t', '\r']), "{file}:{}: white space at the end", number + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn modules_use_only_what_stands_before_them() {
+    for (file, text) in files("src", ".rs") {
+        let Some(own) = ORDER.iter().position(|name| *name == module(&file)) else {
+            assert!(matches!(file.as_str(), "src/lib.rs" | "src/main.rs"), "{file} has no place in the order");
+            continue;
+        };
+        for used in without_tests(&text).split("crate::").skip(1) {
+            let used: String = used.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+            let Some(place) = ORDER.iter().position(|name| *name == used) else { continue };
+            assert!(place <= own, "{file} uses {used}, which stands after it");
+        }
+    }
+}
+
+#[test]
+fn what_only_one_module_may_name() {
+    for (name, allowed) in [
+        ("rusqlite", &["store"][..]),
+        ("SystemTime", &[]),
+        ("jiff", &["clock"]),
+        ("Md5", &["epay"]),
+        ("ring::signature", &["epay"]),
+        ("fern", &["logging"]),
+        ("daemonize", &["manager"]),
+        ("set_locale", &["config"]),
+        ("process::exit", &["cli"]),
+        ("println!", &[]),
+    ] {
+        for (file, text) in files("src", ".rs") {
+            let named =
+                without_tests(&text).lines().any(|line| !line.trim_start().starts_with("//") && line.contains(name));
+            assert!(!named || allowed.contains(&module(&file)), "{file} names {name}");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_called_utils_or_helpers() {
+    for (file, _) in files("src", ".rs") {
+        for word in ["util", "helper", "common", "misc"] {
+            assert!(!file.contains(word), "{file}");
+        }
+    }
+}
+
+/// The keys of a catalogue, as `table.key`.
+fn catalogue(language: &str) -> Vec<(String, String)> {
+    let text = fs::read_to_string(root().join(format!("src/locales/{language}.toml"))).unwrap();
+    let table: toml::Table = text.parse().unwrap();
+    let mut texts = Vec::new();
+    for (group, value) in &table {
+        for (key, text) in value.as_table().into_iter().flatten() {
+            texts.push((format!("{group}.{key}"), text.as_str().unwrap().to_owned()));
+        }
+    }
+    texts
+}
+
+fn placeholders(text: &str) -> BTreeSet<&str> {
+    text.split("%{").skip(1).map(|rest| rest.split('}').next().unwrap()).collect()
+}
+
+#[test]
+fn both_catalogues_say_the_same_things() {
+    let (zh, en) = (catalogue("zh"), catalogue("en"));
+    let keys = |texts: &[(String, String)]| texts.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>();
+    assert_eq!(keys(&zh), keys(&en));
+    for ((key, zh), (_, en)) in zh.iter().zip(&en) {
+        assert_eq!(placeholders(zh), placeholders(en), "{key}");
+    }
+}
+
+#[test]
+fn every_text_is_there_and_every_text_is_used() {
+    let known: BTreeSet<String> = catalogue("en").into_iter().map(|(key, _)| key).collect();
+    let source: String = files("src", ".rs").into_iter().map(|(_, text)| text).collect();
+    for (at, _) in source.match_indices("t!(\"").filter(|(at, _)| !source[..*at].ends_with(char::is_alphanumeric)) {
+        let key = source[at..].split('"').nth(1).unwrap();
+        assert!(known.contains(key), "{key} is in no catalogue");
+    }
+    // These are looked up by the name of what they stand for.
+    let by_name = ["order.", "status.", "user."];
+    for key in &known {
+        let is_used = source.contains(&format!("\"{key}\"")) || by_name.iter().any(|group| key.starts_with(group));
+        assert!(is_used, "{key} is used nowhere");
+    }
+}
+
+#[test]
+fn the_top_level_holds_what_it_should() {
+    let allowed: BTreeSet<&str> = [
+        ".ci",
+        ".git",
+        ".github",
+        ".gitignore",
+        "ARCHITECTURE.md",
+        "BENCHMARKS.md",
+        "CHANGELOG.md",
+        "Cargo.lock",
+        "Cargo.toml",
+        "LICENSE",
+        "README.md",
+        "README.zh-CN.md",
+        "SECURITY.md",
+        "benches",
+        "clippy.toml",
+        "data",
+        "deny.toml",
+        "logs",
+        "rustfmt.toml",
+        "scripts",
+        "src",
+        "target",
+        "tests",
+        // An operator's own, which git ignores.
+        "secrets",
+        "webhookctl.toml",
+    ]
+    .into();
+    for entry in fs::read_dir(root()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(allowed.contains(name.as_str()), "{name}");
+    }
+    assert!(fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap().lines().count() <= 150);
+}
