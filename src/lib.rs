@@ -14,6 +14,9 @@
 //!
 //! [`service`] puts the parts together; [`Service`] is what a program embeds. The command line is in [`cli`].
 
+// The map above is for those who read the code, too.
+#![allow(rustdoc::private_intra_doc_links)]
+
 mod clock;
 mod config;
 mod epay;

@@ -122,6 +122,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn panics_become_records() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("logs/x.log");
+        let before = std::panic::take_hook();
+        let level = config::LogLevel::Error;
+        let logging = start(&config::Log { file: file.clone(), level, console: false }).unwrap();
+        let thread = std::thread::Builder::new().name("unlucky".into());
+        assert!(thread.spawn(|| panic!("out of\nluck")).unwrap().join().is_err());
+        drop(logging);
+        std::panic::set_hook(before);
+        let written = std::fs::read_to_string(file).unwrap();
+        let record = written.lines().find(|line| line.contains("unlucky")).unwrap();
+        assert!(record.contains(" - webhookctl::panic - ERROR - ") && record.contains(r"out of\nluck"), "{record}");
+    }
+
+    #[test]
     fn a_record_is_one_line_whatever_it_says() {
         let evil = "a\nb\r\t\u{1b}[31m\u{85}\u{2028}\u{202e}会";
         let line = Line { target: "webhookctl::x", level: Level::Warn, message: &evil }.to_string();

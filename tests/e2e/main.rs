@@ -1,6 +1,7 @@
 //! Drives the real program: real processes, real sockets, a real database, each test in a directory of its own.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(unreachable_pub, reason = "the support module is for all the others")]
 
 mod commands;
 mod configuration;

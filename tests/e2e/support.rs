@@ -267,7 +267,7 @@ impl Service {
     }
 
     pub fn post(&self, form: &str) -> (u16, String) {
-        let response = self.client().send(&post(form));
+        let response = self.client().send(post(form));
         (response.status, response.body)
     }
 }
