@@ -50,8 +50,9 @@ pub struct Service {
 }
 
 impl Service {
-    /// Opens the store; creates the database where there is none.
+    /// Opens the store; creates the database where there is none. The configured language becomes that of the process.
     pub async fn open(config: Config) -> anyhow::Result<Self> {
+        config.language.activate();
         let store = Store::open(&config.database.url).await?;
         log::info!(target: "webhookctl::store", "{}", t!("log.store_ready"));
         log::info!("{}", t!("log.service_ready"));

@@ -18,10 +18,10 @@ use tokio::time::timeout;
 
 use crate::epay::{Form, encode, sign_md5};
 use crate::secret::{MASK, Secret};
+use crate::server::NOTIFY_PATH;
 
 /// How long one answer may take: gateways wait for 5 to 30 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-const PATH: &str = "/payment/notify";
 
 /// A signed callback.
 pub(super) struct Callback {
@@ -76,9 +76,9 @@ impl Callback {
         let builder = Request::builder().method(&self.method).header(HOST, host);
         Ok(if self.method == Method::POST {
             let content_type = "application/x-www-form-urlencoded";
-            builder.uri(PATH).header(CONTENT_TYPE, content_type).body(Full::from(form))?
+            builder.uri(NOTIFY_PATH).header(CONTENT_TYPE, content_type).body(Full::from(form))?
         } else {
-            builder.uri(format!("{PATH}?{form}")).body(Full::default())?
+            builder.uri(format!("{NOTIFY_PATH}?{form}")).body(Full::default())?
         })
     }
 }

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use rust_i18n::t;
 
+use super::output::{OutputClosed, escaped};
 use crate::config::ConfigError;
-use crate::logging::Escaping;
 use crate::store::StoreError;
 
 /// How a command ends; the numbers are part of the public contract.
@@ -38,8 +38,7 @@ pub(super) fn usage(text: impl Into<String>) -> anyhow::Error {
 
 /// Tells what went wrong, and with which code to end.
 pub(super) fn report(error: &anyhow::Error) -> Exit {
-    if is_broken_pipe(error) {
-        // Whoever read our output has seen enough.
+    if error.is::<OutputClosed>() {
         return Exit::Done;
     }
     eprint(&t!("cli.error", cause = format!("{error:#}")));
@@ -48,12 +47,7 @@ pub(super) fn report(error: &anyhow::Error) -> Exit {
 
 /// Writes a line to standard error. What a file or a peer put into it cannot move the terminal's cursor.
 pub(super) fn eprint(text: &str) {
-    let mut safe = String::with_capacity(text.len() + 1);
-    for line in text.lines() {
-        use std::fmt::Write;
-        let _ = Escaping(&mut safe).write_str(line);
-        safe.push('\n');
-    }
+    let safe: String = text.lines().map(|line| escaped(line) + "\n").collect();
     // There is nobody left to tell when this fails.
     let _ = io::stderr().write_all(safe.as_bytes());
 }
@@ -79,7 +73,27 @@ pub(super) fn exit_of(error: &anyhow::Error) -> Exit {
     Exit::Failed
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let io_errors = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
-    io_errors.into_iter().any(|error| error.kind() == io::ErrorKind::BrokenPipe)
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn each_kind_of_failure_has_its_code() {
+        let cannot_open = |denied| StoreError::CannotOpen { path: "x".into(), cause: "y".into(), denied };
+        let bad_configuration = ConfigError { file: None, findings: Vec::new() };
+        for (error, exit) in [
+            (anyhow::anyhow!("anything"), Exit::Failed),
+            (usage("x"), Exit::Usage),
+            (bad_configuration.into(), Exit::BadConfiguration),
+            (cannot_open(true).into(), Exit::NoPermission),
+            (cannot_open(false).into(), Exit::Failed),
+            (io::Error::from(io::ErrorKind::PermissionDenied).into(), Exit::NoPermission),
+            (io::Error::from(io::ErrorKind::AddrInUse).into(), Exit::Failed),
+        ] {
+            let text = error.to_string();
+            assert_eq!(exit_of(&Err::<(), _>(error).context("while testing").unwrap_err()), exit, "{text}");
+        }
+    }
 }

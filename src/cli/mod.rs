@@ -62,7 +62,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let file = arguments.config.as_deref();
     let loaded = || -> anyhow::Result<Loaded> { Ok(load(file, &process_environment)?) };
     match arguments.command {
-        Command::Serve => Ok(serve::run(loaded()?)),
+        Command::Serve => Ok(serve::run(load(file, &process_environment))),
         Command::Config(command) => config::run(&command, file),
         Command::Orders(command) => in_runtime(orders::run(command, &loaded()?.config)),
         Command::Users(command) => in_runtime(users::run(command, &loaded()?.config)),

@@ -34,7 +34,7 @@ pub(super) enum Command {
     /// Show one order
     Show {
         /// The order's number
-        order_no: String,
+        order_no: OrderNo,
         /// Report as JSON
         #[arg(long)]
         json: bool,
@@ -50,10 +50,10 @@ pub(super) struct Create {
     #[arg(long, value_name = "ID", required_unless_present = "amount", conflicts_with_all = ["amount", "credits"])]
     package: Option<String>,
     /// The price in yuan, such as 36.00, where it is no package
-    #[arg(long, value_name = "YUAN", value_parser = parse_amount, requires = "credits")]
+    #[arg(long, value_name = "YUAN", value_parser = parse_amount, requires = "credits", allow_negative_numbers = true)]
     amount: Option<Amount>,
     /// The credits that the buyer gets, where it is no package
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=CREDITS_MAX), requires = "amount")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=CREDITS_MAX), requires = "amount", allow_negative_numbers = true)]
     credits: Option<i64>,
     /// The product's name at the gateway, where it is no package
     #[arg(long, value_name = "TEXT", value_parser = parse_text_to_gateway, conflicts_with = "package")]
@@ -84,7 +84,7 @@ pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exi
         }
         Command::Show { order_no, json } => {
             let store = Store::open_existing(&config.database.url).await?;
-            let order = store.order(&order_no).await?;
+            let order = store.order(order_no.as_str()).await?;
             let order = order.ok_or_else(|| anyhow!(t!("cli.no_such_order", order = order_no).into_owned()))?;
             show(&order, json)
         }

@@ -9,11 +9,18 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::failure::{Exit, eprint, exit_of};
-use crate::config::{Config, Loaded};
+use crate::config::{Config, ConfigError, Loaded};
 use crate::logging;
 use crate::service::Service;
 
-pub(super) fn run(loaded: Loaded) -> Exit {
+pub(super) fn run(loaded: Result<Loaded, ConfigError>) -> Exit {
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            eprint(&t!("log.start_failed", cause = error));
+            return Exit::BadConfiguration;
+        }
+    };
     let console = loaded.config.log.console;
     let failed = |error: &anyhow::Error, text: &str| {
         log::error!("{text}");
@@ -66,17 +73,24 @@ async fn start(config: Config) -> anyhow::Result<impl Future<Output = anyhow::Re
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
     fn listen() -> anyhow::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            // The terminal was closed: no reason to drop what is under way.
+            _ = self.hangup.recv() => "SIGHUP",
         }
     }
 
@@ -86,7 +100,8 @@ impl Signals {
         log::info!("{}", t!("log.stopping", signal = name));
         tokio::spawn(async move {
             self.next().await;
-            eprint(&t!("log.second_signal"));
+            // At once: a terminal that is stuck must not be waited for, so this may be lost.
+            log::warn!("{}", t!("log.second_signal"));
             std::process::exit(Exit::Failed as i32);
         });
     }

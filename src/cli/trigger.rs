@@ -13,12 +13,13 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use super::callback::{Answer, Callback, Connection, reachable};
-use super::failure::{Exit, usage};
+use super::failure::{Exit, eprint, usage};
 use super::output;
 use crate::config::{Config, Merchant};
 use crate::epay::Credentials;
 use crate::order::Order;
 use crate::secret::Secret;
+use crate::server::NOTIFY_PATH;
 use crate::store::Store;
 
 #[derive(clap::Args)]
@@ -90,12 +91,18 @@ pub(super) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result
         return Err(usage(t!("cli.which_address")));
     }
     let sent = callback.masked();
-    let url = format!("http://{address}/payment/notify");
+    let url = format!("http://{address}{NOTIFY_PATH}");
     let method = callback.method().clone();
     if !arguments.json {
         output::line(&format!("→ {method} {url}\n  {sent}"))?;
     }
-    let answers = send(callback, address, arguments.repeat, arguments.concurrency).await?;
+    let (answers, failures) = send(callback, address, arguments.repeat, arguments.concurrency).await?;
+    // Some connections may fail where others are answered: both are told.
+    match failures.into_iter().next() {
+        Some(failure) if answers.is_empty() => return Err(failure),
+        Some(failure) => eprint(&format!("{failure:#}")),
+        None => {}
+    }
     if arguments.json {
         let list: Vec<_> = answers
             .iter()
@@ -106,10 +113,12 @@ pub(super) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result
     } else {
         for (Answer { body, status }, times) in &answers {
             let (count, median) = (times.len(), median(times).as_secs_f64() * 1000.0);
+            let body = output::escaped(body);
             output::line(&format!("← {status} {body} × {count} ({median:.1} ms)"))?;
         }
     }
-    let all_success = answers.keys().all(Answer::is_success);
+    let answered: usize = answers.values().map(Vec::len).sum();
+    let all_success = answered == arguments.repeat as usize && answers.keys().all(Answer::is_success);
     Ok(if all_success { Exit::Done } else { Exit::Failed })
 }
 
@@ -158,34 +167,44 @@ fn signing_key(pid: &str, order_merchant: Option<&str>, live: bool, config: &Con
     }
 }
 
-/// Sends the callback `repeat` times over `concurrency` connections; how long each answer took, by what it was.
+/// How long each answer took, by what it was.
+type Answers = BTreeMap<Answer, Vec<Duration>>;
+
+/// Sends the callback `repeat` times over `concurrency` connections; what came back, and what went wrong.
 async fn send(
     callback: Callback,
     address: SocketAddr,
     repeat: u32,
     concurrency: u32,
-) -> anyhow::Result<BTreeMap<Answer, Vec<Duration>>> {
+) -> anyhow::Result<(Answers, Vec<anyhow::Error>)> {
     let callback = Arc::new(callback);
     let sent = Arc::new(AtomicU32::new(0));
     let mut senders = JoinSet::new();
     for _ in 0..concurrency.min(repeat) {
         let (callback, sent) = (Arc::clone(&callback), Arc::clone(&sent));
         senders.spawn(async move {
-            let mut connection = Connection::open(address).await?;
             let mut answers = Vec::new();
-            while sent.fetch_add(1, Ordering::Relaxed) < repeat {
-                answers.push(connection.send(&callback).await?);
-            }
-            anyhow::Ok(answers)
+            let sending = async {
+                let mut connection = Connection::open(address).await?;
+                while sent.fetch_add(1, Ordering::Relaxed) < repeat {
+                    answers.push(connection.send(&callback).await?);
+                }
+                anyhow::Ok(())
+            };
+            let failure = sending.await.err();
+            (answers, failure)
         });
     }
-    let mut answers: BTreeMap<Answer, Vec<Duration>> = BTreeMap::new();
+    let mut answers = Answers::new();
+    let mut failures = Vec::new();
     while let Some(sender) = senders.join_next().await {
-        for (answer, time) in sender?? {
+        let (sender_answers, failure) = sender?;
+        failures.extend(failure);
+        for (answer, time) in sender_answers {
             answers.entry(answer).or_default().push(time);
         }
     }
-    Ok(answers)
+    Ok((answers, failures))
 }
 
 fn median(times: &[Duration]) -> Duration {

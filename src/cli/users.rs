@@ -30,7 +30,7 @@ pub(super) enum Command {
         #[arg(allow_negative_numbers = true, value_parser = parse_credits)]
         credits: i64,
         /// Why: it is kept with the entry
-        #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+        #[arg(long, value_name = "TEXT", value_parser = parse_reason)]
         reason: String,
         /// Report as JSON
         #[arg(long)]
@@ -71,6 +71,11 @@ fn show(user: &User, history: &[LedgerEntry]) -> anyhow::Result<()> {
         })
         .collect();
     output::columns(&rows)
+}
+
+fn parse_reason(text: &str) -> Result<String, String> {
+    let reason = text.trim();
+    if reason.is_empty() { Err(t!("cli.no_reason").into_owned()) } else { Ok(reason.to_owned()) }
 }
 
 fn parse_credits(text: &str) -> Result<i64, String> {

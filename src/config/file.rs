@@ -150,18 +150,21 @@ impl Default for Telegram {
     }
 }
 
-/// Parses the file, and makes its language that of the process as soon as it is known, so that errors speak it.
+/// The language that the file asks for, so that its errors can be told in it; the default where it cannot be read.
+pub(super) fn language(text: &str) -> Language {
+    let table: Option<toml::Table> = text.parse().ok();
+    let written = table.as_ref().and_then(|table| table.get("language")?.as_str());
+    written.and_then(Language::from_name).unwrap_or(Language::Chinese)
+}
+
 pub(super) fn parse(text: &str) -> Result<File, Finding> {
-    let written: Option<String> =
-        text.parse().ok().and_then(|table: toml::Table| table.get("language")?.as_str().map(str::to_owned));
-    let language = written.as_deref().and_then(Language::from_name);
-    language.unwrap_or(Language::Chinese).activate();
     toml::from_str(text).map_err(|error| finding(&error, text))
 }
 
 fn finding(error: &toml::de::Error, text: &str) -> Finding {
     let before = error.span().map_or("", |span| &text[..span.start]);
     let line = before.matches('\n').count() + 1;
+    let line_text = text.lines().nth(line - 1).unwrap_or_default();
     let message = error.message();
     let place = t!("config.line", line = line);
     match UnknownKey::in_message(message) {
@@ -172,10 +175,15 @@ fn finding(error: &toml::de::Error, text: &str) -> Finding {
                 None => t!("config.unknown_key", place = place, known = unknown.known.join(", ")).into(),
             },
         },
+        None if matches!(key_of_line(line_text).as_str(), "key" | "token") => Finding {
+            key: key_of_line(line_text),
+            // The message could repeat the secret.
+            text: t!("config.secret_not_text", place = place).into(),
+        },
         None => Finding {
             key: match message.strip_prefix("missing field ") {
                 Some(missing) => missing.trim_matches('`').to_owned(),
-                None => key_of_line(text.lines().nth(line - 1).unwrap_or_default()),
+                None => key_of_line(line_text),
             },
             text: t!("config.bad_toml", place = place, message = message).into(),
         },

@@ -67,7 +67,7 @@ named_enum! {
 }
 
 impl Language {
-    /// Makes this the language of all texts of this process.
+    /// Makes this the language of all texts of this process: there is one for all services in it.
     pub fn activate(self) {
         rust_i18n::set_locale(self.name());
     }
@@ -170,6 +170,12 @@ pub struct Merchant {
     /// What its notifications are verified with.
     #[serde(flatten)]
     pub credentials: Credentials,
+    /// V2: the file of the gateway's public key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub platform_public_key_file: Option<PathBuf>,
+    /// V2: the file of our private key, which signs requests to the gateway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub private_key_file: Option<PathBuf>,
     /// The gateway's base URL.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gateway_url: Option<String>,
@@ -254,7 +260,7 @@ impl Config {
 
     /// Reads a configuration from TOML text instead of a file; its relative paths are relative to `directory`.
     ///
-    /// No environment variable is looked at.
+    /// No environment variable is looked at, and errors are told in the language that the process has.
     pub fn from_toml(text: &str, directory: &Path) -> Result<Self, ConfigError> {
         let source = Source { file: None, directory: directory.to_owned() };
         parse(source, text, &|_| None).map(|loaded| loaded.config)
@@ -331,13 +337,20 @@ pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The environment of this process.
 pub(crate) fn process_environment(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
+    let value = std::env::var_os(name).filter(|value| !value.is_empty());
+    // A value that is not UTF-8 must fail where it is used, not be taken for an absent one.
+    value.map(|value| value.to_string_lossy().into_owned())
 }
 
 /// The file to read: the one named, else the one that the environment names, else the default one if it is there.
 pub(crate) fn locate(named: Option<&Path>, environment: Environment) -> Option<PathBuf> {
     let named = named.map(Path::to_owned).or_else(|| environment(FILE_VARIABLE).map(PathBuf::from));
-    named.or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|file| file.exists()))
+    named.or_else(|| {
+        Some(PathBuf::from(DEFAULT_FILE)).filter(|file| {
+            // A directory that cannot be searched is an error to tell, not an absent file.
+            file.try_exists().unwrap_or(true)
+        })
+    })
 }
 
 /// Reads and checks the configuration, and makes its language that of the process.
@@ -350,6 +363,7 @@ pub(crate) fn load(named: Option<&Path>, environment: Environment) -> Result<Loa
     } else {
         (String::new(), std::env::current_dir().map_err(|e| error(e.to_string()))?)
     };
+    file::language(&text).activate();
     parse(Source { file, directory }, &text, environment)
 }
 

@@ -8,6 +8,9 @@ use super::text;
 /// How many fields a form may have; gateways send about ten.
 const FIELDS_MAX: usize = 100;
 
+/// How much of a key is repeated in an error.
+const KEY_CHARS_TOLD: usize = 32;
+
 /// Fields that only requests to a gateway have. In a notification they are the trace of a re-cut pay link.
 const REQUEST_ONLY: [&str; 5] = ["clientip", "device", "key", "notify_url", "return_url"];
 
@@ -73,14 +76,14 @@ impl<'a> Form<'a> {
                 return Err(Malformed::BadKey);
             }
             if text::has_bare_ampersand(value) {
-                return Err(Malformed::AmbiguousValue(key.to_string()));
+                return Err(Malformed::AmbiguousValue(shortened(key)));
             }
             if let Some(field) = REQUEST_ONLY.iter().find(|field| *field == key) {
                 return Err(Malformed::RequestOnlyField(field));
             }
         }
         if let Some(twice) = fields.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            return Err(Malformed::DuplicateKey(twice[0].0.to_string()));
+            return Err(Malformed::DuplicateKey(shortened(&twice[0].0)));
         }
         Ok(Self { fields })
     }
@@ -106,6 +109,19 @@ impl<'a> Form<'a> {
     pub(crate) fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
         self.fields.iter().map(|(key, value)| (key.as_ref(), value.as_ref()))
     }
+}
+
+/// As much of a key as an error repeats; keys are ASCII by then.
+fn shortened(key: &str) -> String {
+    key.chars().take(KEY_CHARS_TOLD).collect()
+}
+
+/// What a form that may be refused seems to say of `key`, for a person to find it by: believed by nobody.
+pub(crate) fn glimpse(encoded: &[u8], key: &str) -> Option<String> {
+    let mut pairs = encoded.split(|&b| b == b'&');
+    let value = pairs.find_map(|pair| pair.strip_prefix(key.as_bytes())?.strip_prefix(b"="))?;
+    let decoded = decode(value).map_or_else(|_| String::from_utf8_lossy(value).into_owned(), Cow::into_owned);
+    Some(decoded).filter(|value| !is_blank(value))
 }
 
 /// Whether PHP's `trim` would leave nothing of `value`: this is how gateways tell blank values.
@@ -216,6 +232,15 @@ mod tests {
             assert_eq!(parse(form), Err(reason), "{form:?}");
         }
         assert_eq!(Form::parse(b"a=\xff"), Err(Malformed::BadEncoding));
+    }
+
+    #[test]
+    fn a_refused_form_can_still_be_found_by_what_it_seems_to_say() {
+        let form = b"apid=0&pid=%E4%BC%9A&out_trade_no=%zz&trade_no=&pid=2";
+        assert_eq!(glimpse(form, "pid").as_deref(), Some("\u{4f1a}"));
+        assert_eq!(glimpse(form, "out_trade_no").as_deref(), Some("%zz"));
+        assert_eq!(glimpse(form, "trade_no"), None);
+        assert_eq!(glimpse(form, "money"), None);
     }
 
     proptest! {

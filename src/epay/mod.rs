@@ -9,7 +9,7 @@ mod rsa;
 mod sign;
 mod text;
 
-pub(crate) use form::{Form, encode};
+pub(crate) use form::{Form, encode, glimpse};
 pub(crate) use notification::{Credentials, Notification, Unverified, VerifyError};
 pub(crate) use rsa::PlatformKey;
 pub(crate) use sign::sign_md5;

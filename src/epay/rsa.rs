@@ -1,12 +1,19 @@
 //! The V2 signature: SHA256withRSA (PKCS#1 v1.5), base64, over the same signing string without a key behind it.
 
+use std::ops::RangeInclusive;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 use spki::SubjectPublicKeyInfoRef;
+use spki::der::asn1::UintRef;
+use spki::der::{Decode, Header, Reader, SliceReader};
 
 use super::form::Form;
 use super::sign::{BlankValues, signing_string};
+
+/// What ring verifies with; a key outside would refuse every payment without a word.
+const MODULUS_BITS: RangeInclusive<usize> = 2048..=8192;
 
 /// The object identifier of `rsaEncryption`.
 const RSA_ENCRYPTION: &str = "1.2.840.113549.1.1.1";
@@ -31,6 +38,9 @@ impl PlatformKey {
             return Err(BadKey);
         }
         let key = spki.subject_public_key.as_bytes().ok_or(BadKey)?;
+        if !MODULUS_BITS.contains(&modulus_bits(key).ok_or(BadKey)?) {
+            return Err(BadKey);
+        }
         Ok(Self(UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, key.to_vec())))
     }
 
@@ -39,5 +49,38 @@ impl PlatformKey {
         let mut signed = String::new();
         signing_string(form, BlankValues::LeftOut, |piece| signed.push_str(piece));
         BASE64.decode(sign).is_ok_and(|signature| self.0.verify(signed.as_bytes(), &signature).is_ok())
+    }
+}
+
+/// The size of an RSA key: the first number in the sequence that PKCS#1 writes it as.
+fn modulus_bits(pkcs1: &[u8]) -> Option<usize> {
+    let mut reader = SliceReader::new(pkcs1).ok()?;
+    Header::decode(&mut reader).ok()?;
+    let modulus: UintRef = reader.decode().ok()?;
+    let first = modulus.as_bytes().first()?;
+    Some(modulus.as_bytes().len() * 8 - first.leading_zeros() as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEM: &str = include_str!("../../tests/keys/v2_platform_public.pem");
+
+    #[test]
+    fn keys_are_read_as_pem_and_as_one_line() {
+        assert!(PlatformKey::parse(PEM).is_ok());
+        let one_line: String = PEM.lines().filter(|line| !line.starts_with('-')).collect();
+        assert!(PlatformKey::parse(&one_line).is_ok());
+    }
+
+    #[test]
+    fn what_cannot_verify_is_no_key() {
+        let short = include_str!("../../tests/keys/short_public.pem");
+        let elliptic = include_str!("../../tests/keys/elliptic_public.pem");
+        let private = include_str!("../../tests/keys/v2_platform_private.pem");
+        for text in ["", "x", "89unJUB8HZ54Hj7x4nUj56HN4nUzUJ8i", short, elliptic, private] {
+            assert!(matches!(PlatformKey::parse(text), Err(BadKey)), "{text}");
+        }
     }
 }

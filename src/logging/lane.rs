@@ -30,9 +30,19 @@ enum Message {
 }
 
 /// The sending end of a destination.
+#[derive(Clone)]
 pub(super) struct Lane {
     queue: SyncSender<Message>,
     dropped: Arc<AtomicU64>,
+}
+
+/// What became of a line that was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sent {
+    Queued,
+    /// There was no room, for the first time since there was.
+    FirstDropped,
+    Dropped,
 }
 
 impl Lane {
@@ -45,9 +55,13 @@ impl Lane {
     }
 
     /// Queues a line; counts it where there is no room.
-    pub(super) fn send(&self, line: Arc<str>) {
-        if self.queue.try_send(Message::Line(line)).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn send(&self, line: &Arc<str>) -> Sent {
+        if self.queue.try_send(Message::Line(Arc::clone(line))).is_ok() {
+            return Sent::Queued;
+        }
+        match self.dropped.fetch_add(1, Ordering::Relaxed) {
+            0 => Sent::FirstDropped,
+            _ => Sent::Dropped,
         }
     }
 
@@ -104,58 +118,69 @@ impl Sink for Console {
     }
 }
 
-/// The log file: opened for appending when the first record comes, and again when that failed.
+/// The log file: opened when it is first needed, and again from time to time after that failed.
 pub(super) struct LogFile {
     path: PathBuf,
     file: Option<File>,
-    failed_at: Option<Instant>,
+    open_failed_at: Option<Instant>,
+    /// Where trouble with the file is told.
+    console: Option<Lane>,
+    in_trouble: bool,
     /// A full disk cut the last line off: the next one has to start on a line of its own.
     torn: bool,
 }
 
 impl LogFile {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, file: None, failed_at: None, torn: false }
+    pub(super) fn new(path: PathBuf, console: Option<Lane>) -> Self {
+        Self { path, file: None, open_failed_at: None, console, in_trouble: false, torn: false }
     }
 
-    fn open(&mut self) -> io::Result<&mut File> {
-        if self.failed_at.is_some_and(|at| at.elapsed() < REOPEN_PAUSE) {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
+    /// Opens the file where it is not open.
+    pub(super) fn open(&mut self) -> io::Result<&mut File> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None if self.open_failed_at.is_some_and(|at| at.elapsed() < REOPEN_PAUSE) => {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            None => self.try_open().inspect_err(|_| self.open_failed_at = Some(Instant::now()))?,
+        };
+        Ok(self.file.insert(file))
+    }
+
+    fn try_open(&self) -> io::Result<File> {
         if let Some(directory) = self.path.parent() {
             std::fs::create_dir_all(directory)?;
         }
-        let file = OpenOptions::new().append(true).create(true).open(&self.path)?;
-        Ok(self.file.insert(file))
+        OpenOptions::new().append(true).create(true).open(&self.path)
+    }
+
+    fn write(&mut self, line: &str) -> io::Result<()> {
+        let torn = self.torn;
+        let file = self.open()?;
+        if torn {
+            file.write_all(b"\n")?;
+        }
+        let written = file.write(line.as_bytes())?;
+        let rest = file.write_all(&line.as_bytes()[written..]);
+        self.torn = rest.is_err() && written > 0;
+        rest
+    }
+
+    /// The record that tells what is wrong with the file.
+    pub(super) fn complaint(&self, error: &io::Error) -> String {
+        let text = t!("log.file_failed", path = self.path.display(), error = error);
+        Line { target: "webhookctl::logging", level: Level::Error, message: &text }.to_string()
     }
 }
 
 impl Sink for LogFile {
     fn write_line(&mut self, line: &str) -> io::Result<()> {
-        if self.file.is_none()
-            && let Err(error) = self.open()
-        {
-            if self.failed_at.is_none() {
-                let text = t!("log.file_failed", path = self.path.display(), error = error);
-                let line = Line { target: "webhookctl::logging", level: Level::Error, message: &text };
-                let _ = io::stderr().write_all(line.to_string().as_bytes());
-            }
-            self.failed_at = Some(Instant::now());
-            return Err(error);
+        let result = self.write(line);
+        let was_in_trouble = std::mem::replace(&mut self.in_trouble, result.is_err());
+        if let (Err(error), Some(console), false) = (&result, &self.console, was_in_trouble) {
+            console.send(&self.complaint(error).into());
         }
-        let Some(file) = &mut self.file else { return Err(io::ErrorKind::NotFound.into()) };
-        self.failed_at = None;
-        if self.torn {
-            file.write_all(b"\n")?;
-            self.torn = false;
-        }
-        let written = file.write(line.as_bytes())?;
-        if written < line.len() {
-            self.torn = true;
-            file.write_all(&line.as_bytes()[written..])?;
-            self.torn = false;
-        }
-        Ok(())
+        result
     }
 }
 
@@ -187,7 +212,7 @@ mod tests {
         let lane = Lane::spawn("test", gate.clone()).unwrap();
         let sent = QUEUE_MAX + 100;
         for n in 0..sent {
-            lane.send(format!("{n}\n").into());
+            lane.send(&format!("{n}\n").into());
         }
         drop(stuck);
         lane.flush(Duration::from_secs(30));
@@ -206,15 +231,35 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_opened_is_tried_again() {
+    fn a_file_that_cannot_be_opened_is_tried_again_however_much_there_is_to_write() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("logs");
         std::fs::write(&path, "a file where a directory should be").unwrap();
-        let mut file = LogFile::new(path.join("x.log"));
+        let gate = Gate::default();
+        let console = Lane::spawn("test", gate.clone()).unwrap();
+        let mut file = LogFile::new(path.join("x.log"), Some(console.clone()));
         assert!(file.write_line("one\n").is_err());
         std::fs::remove_file(&path).unwrap();
-        file.failed_at = Some(Instant::now().checked_sub(REOPEN_PAUSE).unwrap());
-        file.write_line("two\n").unwrap();
-        assert_eq!(std::fs::read_to_string(path.join("x.log")).unwrap(), "two\n");
+        let first_failure = file.open_failed_at.unwrap();
+        assert!(file.write_line("two\n").is_err(), "not so soon");
+        assert_eq!(file.open_failed_at, Some(first_failure), "and the pause is not prolonged by trying");
+        file.open_failed_at = first_failure.checked_sub(REOPEN_PAUSE);
+        file.write_line("three\n").unwrap();
+        assert_eq!(std::fs::read_to_string(path.join("x.log")).unwrap(), "three\n");
+        console.flush(Duration::from_secs(30));
+        assert_eq!(gate.lines.lock().unwrap().len(), 1, "told once");
+    }
+
+    #[test]
+    fn a_full_disk_is_told_on_the_console() {
+        let gate = Gate::default();
+        let console = Lane::spawn("test", gate.clone()).unwrap();
+        let mut file = LogFile::new("/dev/full".into(), Some(console.clone()));
+        for _ in 0..3 {
+            assert!(file.write_line("x\n").is_err());
+        }
+        console.flush(Duration::from_secs(30));
+        let lines = gate.lines.lock().unwrap();
+        assert!(lines.len() == 1 && lines[0].contains("/dev/full"), "{lines:?}");
     }
 }

@@ -16,7 +16,7 @@ use rust_i18n::t;
 
 use crate::clock::Timestamp;
 use crate::config;
-use lane::{Console, Lane, LogFile};
+use lane::{Console, Lane, LogFile, Sent};
 
 /// How long the last records may take to be written when the process ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
@@ -29,19 +29,29 @@ pub(crate) struct Logging {
 
 /// Starts logging for this process, to the file and, if it is wanted, to standard error.
 pub(crate) fn start(log: &config::Log) -> anyhow::Result<Logging> {
-    let mut lanes = vec![Lane::spawn("log-file", LogFile::new(log.file.clone()))?];
-    if log.console {
-        lanes.push(Lane::spawn("log-console", Console)?);
+    let console = if log.console { Some(Lane::spawn("log-console", Console)?) } else { None };
+    let mut file = LogFile::new(log.file.clone(), console.clone());
+    if let Err(error) = file.open()
+        && console.is_none()
+    {
+        // The one place where a person may see it; later there is only the console.
+        eprint!("{}", file.complaint(&error));
     }
-    let lanes: Arc<[Lane]> = lanes.into();
+    let lanes: Arc<[Lane]> = [Lane::spawn("log-file", file)?].into_iter().chain(console).collect();
     let destinations = Arc::clone(&lanes);
     fern::Dispatch::new()
         .level(log.level.filter())
         .format(|out, message, record| out.finish(format_args!("{}", Line::new(record, message))))
         .chain(fern::Output::call(move |record| {
             let line: Arc<str> = record.args().to_string().into();
-            for lane in &*destinations {
-                lane.send(Arc::clone(&line));
+            let dropping = destinations.iter().any(|lane| lane.send(&line) == Sent::FirstDropped);
+            if dropping {
+                let message = t!("log.dropping");
+                let line = Line { target: module_path!(), level: Level::Warn, message: &message };
+                let line: Arc<str> = line.to_string().into();
+                for lane in &*destinations {
+                    lane.send(&line);
+                }
             }
         }))
         .apply()

@@ -1,6 +1,6 @@
 //! Whose request it is, when proxies may stand in between.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use hyper::HeaderMap;
 
@@ -18,12 +18,17 @@ pub(super) fn client(peer: IpAddr, headers: &HeaderMap, trusted: &AddressList) -
         if !trusted.contains(client) {
             break;
         }
-        match std::str::from_utf8(hop).ok().and_then(|hop| hop.trim().parse::<IpAddr>().ok()) {
+        match std::str::from_utf8(hop).ok().and_then(|hop| parse(hop.trim())) {
             Some(address) => client = address.to_canonical(),
             None => break,
         }
     }
     client
+}
+
+/// An address, with a port or without: some proxies add it.
+fn parse(hop: &str) -> Option<IpAddr> {
+    hop.parse().ok().or_else(|| hop.parse().ok().map(|address: SocketAddr| address.ip()))
 }
 
 #[cfg(test)]
@@ -46,6 +51,8 @@ mod tests {
             ("127.0.0.1", &["1.1.1.1, unknown"], "127.0.0.1"),
             ("127.0.0.1", &["1.1.1.1, "], "127.0.0.1"),
             ("127.0.0.1", &["2001:db8::1"], "2001:db8::1"),
+            ("127.0.0.1", &["1.1.1.1:5566"], "1.1.1.1"),
+            ("127.0.0.1", &["[2001:db8::1]:5566"], "2001:db8::1"),
         ] {
             let mut headers = HeaderMap::new();
             for value in forwarded {

@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -38,8 +39,34 @@ const LINGER_BYTES_MAX: u64 = 256 * 1024;
 /// How many bytes are read at a time.
 const READ_BYTES: usize = 4096;
 
-/// Why the connection's present request was refused, if it was: the guard says it, the service answers it.
-pub(super) type Verdict = Arc<OnceLock<Refusal>>;
+/// How long a connection is still waited for when the service stops: a used one for a request that may be on its way, a new one
+/// for its first byte, and any for the rest of a head.
+const DRAIN_IDLE_TIMEOUT: Duration = Duration::from_millis(20);
+const DRAIN_NEW_TIMEOUT: Duration = Duration::from_millis(250);
+const DRAIN_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the guard and the service of one connection tell each other.
+#[derive(Default)]
+pub(super) struct Control {
+    refusal: OnceLock<Refusal>,
+    draining: AtomicBool,
+}
+
+impl Control {
+    /// Why the request of the method [`REFUSED`] was refused, if there is one.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        self.refusal.get().copied()
+    }
+
+    /// Lets no further request in; whoever calls this polls the connection once more.
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
 
 pub(super) struct GuardedIo {
     stream: TcpStream,
@@ -48,8 +75,11 @@ pub(super) struct GuardedIo {
     /// How much of the present request hyper may still have.
     passing: Passing,
     scanner: HeadScanner,
-    verdict: Verdict,
+    control: Arc<Control>,
     waiting: Waiting,
+    /// Since when no further requests are let in.
+    draining_since: Option<Instant>,
+    is_new: bool,
     write_deadline: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
     /// Nothing more is read: the client has finished, or was refused.
@@ -83,8 +113,10 @@ impl GuardedIo {
             received: BytesMut::new(),
             passing: Passing::Bytes(0),
             scanner: HeadScanner::default(),
-            verdict: Verdict::default(),
+            control: Arc::default(),
             waiting: Waiting::FirstByte(Instant::now() + HEAD_TIMEOUT),
+            draining_since: None,
+            is_new: true,
             write_deadline: None,
             timer: None,
             ended: false,
@@ -92,12 +124,13 @@ impl GuardedIo {
         }
     }
 
-    pub(super) fn verdict(&self) -> Verdict {
-        Arc::clone(&self.verdict)
+    pub(super) fn control(&self) -> Arc<Control> {
+        Arc::clone(&self.control)
     }
 
     fn refuse(&mut self, refusal: Refusal) {
-        let _ = self.verdict.set(refusal);
+        // Set once: nothing is read after it.
+        let _ = self.control.refusal.set(refusal);
         self.received.clear();
         self.received.extend_from_slice(REFUSED_HEAD);
         self.passing = Passing::Bytes(REFUSED_HEAD.len() as u64);
@@ -131,6 +164,7 @@ impl GuardedIo {
             Progress::Complete { bytes, framing } => {
                 self.scanner = HeadScanner::default();
                 self.waiting = Waiting::Nothing;
+                self.is_new = false;
                 self.passing = match framing {
                     Framing::Length(body) => Passing::Bytes(bytes as u64 + body),
                     Framing::Chunked => Passing::Everything,
@@ -175,6 +209,7 @@ impl GuardedIo {
                 deadline
             }
         };
+        let deadline = deadline.min(self.drain_deadline().unwrap_or(deadline));
         ready!(self.poll_deadline(cx, deadline));
         if self.received.is_empty() {
             self.ended = true;
@@ -182,6 +217,20 @@ impl GuardedIo {
             self.refuse(Refusal::TooSlow);
         }
         Poll::Ready(())
+    }
+
+    /// When a connection without a whole request is given up because the service stops.
+    fn drain_deadline(&mut self) -> Option<Instant> {
+        if !self.control.is_draining() {
+            return None;
+        }
+        let since = *self.draining_since.get_or_insert_with(Instant::now);
+        let patience = match (self.received.is_empty(), self.is_new) {
+            (false, _) => DRAIN_HEAD_TIMEOUT,
+            (true, true) => DRAIN_NEW_TIMEOUT,
+            (true, false) => DRAIN_IDLE_TIMEOUT,
+        };
+        Some(since + patience)
     }
 
     /// One timer serves all deadlines of a connection. It is only ever set back when it fires too early: most deadlines are
@@ -281,7 +330,7 @@ impl Write for GuardedIo {
             ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
             this.shutdown = Some(Shutdown { deadline: Instant::now() + LINGER_TIMEOUT, discarded: 0 });
         }
-        let answered_early = this.verdict.get().is_some() || this.passing != Passing::Bytes(0);
+        let answered_early = this.control.refusal().is_some() || this.passing != Passing::Bytes(0);
         if answered_early {
             ready!(this.poll_linger(cx));
         }

@@ -25,15 +25,16 @@ use hyper::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioTimer;
 use rust_i18n::t;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, timeout};
 
 use crate::config::{AddressList, Config};
 use crate::store::Store;
 use guard::GuardedIo;
 use head::HEAD_BYTES_MAX;
+pub(crate) use notify::PATH as NOTIFY_PATH;
 
 /// How many connections are open at the same time; more wait in the system's queue.
 const CONNECTIONS_MAX: u32 = 8192;
@@ -43,6 +44,10 @@ const BODY_BYTES_MAX: usize = 16 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long accepting pauses when the system has no descriptors or memory for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long the listener must be quiet before it is closed at the end, and how long it may go on in all.
+const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
+const BACKLOG_TIMEOUT: Duration = Duration::from_millis(250);
 
 type Response = hyper::Response<Full<Bytes>>;
 
@@ -62,6 +67,11 @@ impl Site {
             return_page: return_page::ReturnPage::new(Arc::clone(config), store.clone()),
             health: health::Health::new(store.clone()),
         }
+    }
+
+    /// What has to be done from time to time, for as long as the server runs.
+    async fn keep_house(&self) {
+        self.notify.report_unlogged().await;
     }
 
     async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response {
@@ -110,20 +120,31 @@ pub(crate) async fn serve(
 ) -> Drained {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
     let (stage, observed_stage) = watch::channel(Stage::Open);
+    let welcome = |(stream, peer, permit)| {
+        tokio::spawn(connection(stream, peer, Arc::clone(&site), observed_stage.clone(), permit));
+    };
     let mut shutdown = pin!(shutdown);
+    let mut housekeeping = pin!(site.keep_house());
     loop {
-        let accepted = tokio::select! {
+        tokio::select! {
             biased;
             () = &mut shutdown => break,
-            accepted = accept(&listener, &connections) => accepted,
-        };
-        let (stream, peer, permit) = accepted;
-        tokio::spawn(connection(stream, peer, Arc::clone(&site), observed_stage.clone(), permit));
+            accepted = accept(&listener, &connections) => welcome(accepted),
+            () = &mut housekeeping => unreachable!("housekeeping never ends"),
+        }
+    }
+    // Who has connected before the end is served: closing the listener would reset those that wait in its queue.
+    let deadline = Instant::now() + BACKLOG_TIMEOUT;
+    while let Ok(accepted) = timeout(BACKLOG_PAUSE, accept(&listener, &connections)).await {
+        welcome(accepted);
+        if Instant::now() >= deadline {
+            break;
+        }
     }
     drop(listener);
     stage.send_replace(Stage::Draining);
     let all = connections.acquire_many(CONNECTIONS_MAX);
-    if tokio::time::timeout(drain, all).await.is_ok() {
+    if timeout(drain, all).await.is_ok() {
         return Drained::Fully;
     }
     let open = CONNECTIONS_MAX as usize - connections.available_permits();
@@ -135,7 +156,7 @@ pub(crate) async fn serve(
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Open,
-    /// Finish the request under way, take no other.
+    /// Finish the request under way, or the one that has just begun, and take no other.
     Draining,
     /// End now.
     Cut,
@@ -174,19 +195,19 @@ async fn connection(
     // Answers are one small packet each: waiting to fill it helps nobody.
     let _ = stream.set_nodelay(true);
     let io = GuardedIo::new(stream);
-    let verdict = io.verdict();
+    let control = io.control();
     let service = service_fn(|request: Request<Incoming>| {
-        let (site, verdict) = (&site, &verdict);
+        let (site, control) = (&site, &control);
         async move {
             // A chunked body's end is hyper's knowledge alone, so its connection is not used again; see `guard`.
             let chunked = request.headers().contains_key(TRANSFER_ENCODING);
-            let refusal = verdict.get().filter(|_| request.method().as_str() == guard::REFUSED);
+            let refusal = control.refusal().filter(|_| request.method().as_str() == guard::REFUSED);
             let mut response = match refusal {
                 Some(refusal) => text(refusal.status(), notify::FAIL),
                 None => site.answer(request, peer).await,
             };
             let closes = matches!(response.status(), StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
-            if chunked || closes || refusal.is_some() {
+            if chunked || closes || refusal.is_some() || control.is_draining() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)
@@ -194,7 +215,6 @@ async fn connection(
     });
     let mut connection = pin!(
         http1::Builder::new()
-            .timer(TokioTimer::new())
             // The guard has timeouts for heads, and answers them.
             .header_read_timeout(None)
             // Who sends a request and closes that end at once still gets the answer.
@@ -203,16 +223,16 @@ async fn connection(
             .serve_connection(io, service)
     );
     loop {
-        let changed = tokio::select! {
+        tokio::select! {
+            biased;
             // How a client ends its connection is its own affair.
             _ = connection.as_mut() => return,
-            changed = stage.changed() => changed,
-        };
-        let now = *stage.borrow_and_update();
-        match now {
-            Stage::Open if changed.is_ok() => {}
-            Stage::Draining if changed.is_ok() => connection.as_mut().graceful_shutdown(),
-            _ => return,
+            changed = stage.changed() => match (*stage.borrow_and_update(), changed) {
+                (Stage::Open, Ok(())) => {}
+                // Not hyper's graceful shutdown: it takes a head that the guard still holds back for an idle connection.
+                (Stage::Draining, Ok(())) => control.drain(),
+                _ => return,
+            },
         }
     }
 }
@@ -228,7 +248,7 @@ async fn read_body(body: Incoming) -> Result<Bytes, StatusCode> {
         return Ok(Bytes::new());
     }
     let collected = Limited::new(body, BODY_BYTES_MAX).collect();
-    match tokio::time::timeout(BODY_TIMEOUT, collected).await {
+    match timeout(BODY_TIMEOUT, collected).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(StatusCode::PAYLOAD_TOO_LARGE),
         Ok(Err(_)) => Err(StatusCode::BAD_REQUEST),

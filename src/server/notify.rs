@@ -15,12 +15,12 @@ use tokio::time::timeout;
 use super::{Response, read_body, text};
 use crate::clock::Timestamp;
 use crate::config::Config;
-use crate::epay::{Notification, Unverified, VerifyError};
+use crate::epay::{self, Notification, Unverified, VerifyError};
 use crate::order::SettledBy;
 use crate::settlement::{Claim, Outcome};
-use crate::store::{Credited, Receipt, Rejection, Settle, Store, StoreError};
+use crate::store::{Credited, Receipt, Rejection, Settle, Settlement, Store, StoreError};
 
-pub(super) const PATH: &str = "/payment/notify";
+pub(crate) const PATH: &str = "/payment/notify";
 
 /// What a gateway takes for delivered. It looks for this text in the body and for nothing else, often whatever the status.
 const SUCCESS: &str = "success";
@@ -32,14 +32,17 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// How many notifications of one outcome are logged in a second: whoever forges callbacks, or holds a valid one and sends it
 /// again and again, must not fill the disk. Settlements are all logged.
 const LOGGED_PER_S: u64 = 50;
-/// How much of what a stranger claims is logged.
-const CLAIM_CHARS_LOGGED: usize = 64;
+/// How much of each field that a stranger claims is logged and kept apart; the payload is kept as it came.
+const CLAIM_CHARS_MAX: usize = 64;
+/// How many bytes of a rejected payload are kept; an honest notification has a few hundred.
+const REJECTED_PAYLOAD_BYTES_MAX: usize = 4096;
+/// How often it is told how many records the log had no room for.
+const UNLOGGED_REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(super) struct Notify {
     config: Arc<Config>,
     store: Store,
-    /// One for each outcome.
-    logged: [LogBudget; Outcome::ALL.len()],
+    log: Arc<NotificationLog>,
 }
 
 /// A notification that is not to be believed.
@@ -48,12 +51,12 @@ struct Refused {
     /// More about it than the outcome's name says.
     reason: Cow<'static, str>,
     /// `pid`, `out_trade_no` and `trade_no`, where they can be read.
-    claimed: Option<[String; 3]>,
+    claimed: [Option<String>; 3],
 }
 
 impl Notify {
     pub(super) fn new(config: Arc<Config>, store: Store) -> Self {
-        Self { config, store, logged: Default::default() }
+        Self { config, store, log: Arc::default() }
     }
 
     pub(super) async fn answer(&self, request: Request<Incoming>, client: IpAddr) -> Response {
@@ -88,16 +91,11 @@ impl Notify {
 
     /// Decides whether to believe it, by what it says alone; the order of the checks is the public contract's.
     fn judge(&self, receipt: &Receipt, client: IpAddr) -> Result<Notification, Refused> {
-        let unverified = Unverified::parse(&receipt.payload).map_err(|malformed| Refused {
-            outcome: Outcome::Malformed,
-            reason: malformed.to_string().into(),
-            claimed: None,
-        })?;
-        let refused = |outcome: Outcome| Refused {
-            outcome,
-            reason: "".into(),
-            claimed: Some([unverified.pid(), unverified.out_trade_no(), unverified.trade_no()].map(str::to_owned)),
-        };
+        let claimed =
+            || ["pid", "out_trade_no", "trade_no"].map(|key| Some(shortened(&epay::glimpse(&receipt.payload, key)?)));
+        let refused = |outcome: Outcome| Refused { outcome, reason: "".into(), claimed: claimed() };
+        let unverified = Unverified::parse(&receipt.payload)
+            .map_err(|malformed| Refused { reason: malformed.to_string().into(), ..refused(Outcome::Malformed) })?;
         let merchant = self.config.merchant(unverified.pid()).ok_or_else(|| refused(Outcome::UnknownMerchant))?;
         if !merchant.allow_ips.is_empty() && !merchant.allow_ips.contains(client) {
             return Err(refused(Outcome::AddressNotAllowed));
@@ -111,88 +109,144 @@ impl Notify {
     async fn settle(&self, notification: Notification, receipt: Receipt, client: IpAddr) -> Outcome {
         let claim = Claim::from(notification);
         let settle = Settle { claim: claim.clone(), source: SettledBy::Notify, late: self.config.orders.late, receipt };
-        // What comes too late for this gateway's patience is settled all the same; its next attempt is a duplicate.
-        let settled = match timeout(SETTLE_TIMEOUT, self.store.settle(settle)).await {
-            Ok(settled) => settled,
-            Err(_) => Err(StoreError::Overloaded),
-        };
-        match settled {
-            Ok(settlement) => {
-                self.log_settlement(settlement.outcome, settlement.credited, &claim, client);
-                settlement.outcome
+        let mut settling = Box::pin({
+            let (store, log) = (self.store.clone(), Arc::clone(&self.log));
+            async move {
+                let settled = store.settle(settle).await;
+                log.settlement(&settled, &claim, client);
+                settled
+            }
+        });
+        match timeout(SETTLE_TIMEOUT, &mut settling).await {
+            Ok(Ok(settlement)) => settlement.outcome,
+            Ok(Err(StoreError::Overloaded)) => Outcome::Overloaded,
+            Ok(Err(_)) => Outcome::StoreError,
+            Err(_) => {
+                // Too late for this gateway's patience, but not for the buyer: its next attempt will be a duplicate.
+                self.log.late_settlement();
+                tokio::spawn(settling);
+                Outcome::Overloaded
+            }
+        }
+    }
+
+    fn reject(&self, refused: Refused, mut receipt: Receipt, client: IpAddr) -> Outcome {
+        self.log.rejection(&refused, client);
+        let Refused { outcome, reason, claimed } = refused;
+        let payload_bytes = receipt.payload.len();
+        receipt.payload.truncate(REJECTED_PAYLOAD_BYTES_MAX);
+        self.store.reject(Rejection { outcome, reason: reason.into(), claimed, receipt, payload_bytes });
+        outcome
+    }
+
+    /// Tells now and then how many records the log had no room for.
+    pub(super) async fn report_unlogged(&self) {
+        loop {
+            tokio::time::sleep(UNLOGGED_REPORT_INTERVAL).await;
+            self.log.report_unlogged();
+        }
+    }
+}
+
+/// What the log says of notifications: so many a second for each outcome, and all settlements.
+#[derive(Default)]
+struct NotificationLog {
+    budgets: [LogBudget; Outcome::ALL.len()],
+}
+
+impl NotificationLog {
+    fn settlement(&self, settled: &Result<Settlement, StoreError>, claim: &Claim, client: IpAddr) {
+        let [pid, order, trade] = [&claim.merchant, &claim.order_no, &claim.trade_no].map(|field| shortened(field));
+        let amount = claim.amount;
+        let (outcome, level, text) = match settled {
+            Ok(Settlement { outcome, credited: Some(Credited { telegram_id: user, credits }), .. }) => {
+                let text = t!(
+                    "log.settled",
+                    outcome = outcome,
+                    order = order,
+                    trade = trade,
+                    amount = amount,
+                    user = user,
+                    credits = credits
+                );
+                log::info!("{text}");
+                return;
+            }
+            Ok(Settlement { outcome, order_amount, .. }) => {
+                let level = match outcome {
+                    Outcome::Duplicate | Outcome::NotPaid => log::Level::Info,
+                    _ => log::Level::Warn,
+                };
+                let what = match (outcome, order_amount) {
+                    (Outcome::AmountMismatch, Some(expected)) => format!("{outcome} {amount} != {expected}"),
+                    (Outcome::Malformed, _) => format!("{outcome} foreign_param"),
+                    _ => outcome.to_string(),
+                };
+                let text = t!(
+                    "log.verified",
+                    what = what,
+                    order = order,
+                    trade = trade,
+                    amount = amount,
+                    pid = pid,
+                    client = client
+                );
+                (*outcome, level, text)
             }
             Err(error) => {
                 let outcome = match error {
                     StoreError::Overloaded => Outcome::Overloaded,
                     _ => Outcome::StoreError,
                 };
-                if self.logs(outcome) {
-                    let (order, trade) = (&claim.order_no, &claim.trade_no);
-                    let text = t!("log.store_failed", outcome = outcome, order = order, trade = trade, error = error);
-                    log::error!("{text}");
-                }
-                outcome
+                let text = t!("log.store_failed", outcome = outcome, order = order, trade = trade, error = error);
+                (outcome, log::Level::Error, text)
+            }
+        };
+        if self.has_room_for(outcome) {
+            log::log!(level, "{text}");
+        }
+    }
+
+    /// The gateway was told to come again before it was known what came of its notification.
+    fn late_settlement(&self) {
+        let outcome = Outcome::Overloaded;
+        if self.has_room_for(outcome) {
+            log::error!("{}", t!("log.settle_late", outcome = outcome, seconds = SETTLE_TIMEOUT.as_secs()));
+        }
+    }
+
+    fn rejection(&self, refused: &Refused, client: IpAddr) {
+        if self.has_room_for(refused.outcome) {
+            let what = format!("{} {}", refused.outcome, refused.reason);
+            let [pid, order, _] = &refused.claimed;
+            let [pid, order] = [pid, order].map(|field| field.as_deref().unwrap_or("?"));
+            log::warn!("{}", t!("log.rejected", what = what.trim_end(), pid = pid, order = order, client = client));
+        }
+    }
+
+    fn has_room_for(&self, outcome: Outcome) -> bool {
+        self.budgets[outcome as usize].take(Timestamp::now())
+    }
+
+    fn report_unlogged(&self) {
+        for (outcome, budget) in Outcome::ALL.iter().zip(&self.budgets) {
+            let count = budget.unlogged.swap(0, Ordering::Relaxed);
+            if count > 0 {
+                log::warn!("{}", t!("log.more_unlogged", outcome = outcome, count = count));
             }
         }
     }
+}
 
-    fn log_settlement(&self, outcome: Outcome, credited: Option<Credited>, claim: &Claim, client: IpAddr) {
-        let Claim { merchant: pid, order_no: order, trade_no: trade, amount, .. } = claim;
-        if let Some(Credited { telegram_id: user, credits }) = credited {
-            let text = t!(
-                "log.settled",
-                outcome = outcome,
-                order = order,
-                trade = trade,
-                amount = amount,
-                user = user,
-                credits = credits
-            );
-            log::info!("{text}");
-            return;
-        }
-        if !self.logs(outcome) {
-            return;
-        }
-        let text = t!(
-            "log.verified",
-            outcome = outcome,
-            order = order,
-            trade = trade,
-            amount = amount,
-            pid = pid,
-            client = client
-        );
-        let level = match outcome {
-            Outcome::Duplicate | Outcome::NotPaid => log::Level::Info,
-            _ => log::Level::Warn,
-        };
-        log::log!(level, "{text}");
+/// The last count is told when the service ends.
+impl Drop for NotificationLog {
+    fn drop(&mut self) {
+        self.report_unlogged();
     }
+}
 
-    /// Whether there is room in the log for one more of this outcome; tells how many there was none for before.
-    fn logs(&self, outcome: Outcome) -> bool {
-        let unlogged = self.logged[outcome as usize].take(Timestamp::now());
-        if let Some(count @ 1..) = unlogged {
-            log::warn!("{}", t!("log.more_unlogged", outcome = outcome, count = count));
-        }
-        unlogged.is_some()
-    }
-
-    fn reject(&self, refused: Refused, receipt: Receipt, client: IpAddr) -> Outcome {
-        let outcome = refused.outcome;
-        if self.logs(outcome) {
-            let shown = |at: usize| match &refused.claimed {
-                Some(claimed) => claimed[at].chars().take(CLAIM_CHARS_LOGGED).collect(),
-                None => "?".to_owned(),
-            };
-            let what = format!("{outcome} {}", refused.reason);
-            let (what, pid, order) = (what.trim_end(), shown(0), shown(1));
-            log::warn!("{}", t!("log.rejected", what = what, pid = pid, order = order, client = client));
-        }
-        self.store.reject(Rejection { outcome, reason: refused.reason.into(), claimed: refused.claimed, receipt });
-        outcome
-    }
+fn shortened(field: &str) -> String {
+    field.chars().take(CLAIM_CHARS_MAX).collect()
 }
 
 /// So many records a second, and a count of those that there was no room for.
@@ -204,17 +258,17 @@ struct LogBudget {
 }
 
 impl LogBudget {
-    /// Takes room for a record at the time `now`: how many went unlogged before it, or `None` where this one must.
-    fn take(&self, now: Timestamp) -> Option<u64> {
+    /// Takes room for a record at the time `now`; counts it where there is none.
+    fn take(&self, now: Timestamp) -> bool {
         let second = now.ms().div_euclid(1000);
         if self.second.swap(second, Ordering::Relaxed) != second {
             self.used.store(0, Ordering::Relaxed);
         }
-        if self.used.fetch_add(1, Ordering::Relaxed) < LOGGED_PER_S {
-            return Some(self.unlogged.swap(0, Ordering::Relaxed));
+        let has_room = self.used.fetch_add(1, Ordering::Relaxed) < LOGGED_PER_S;
+        if !has_room {
+            self.unlogged.fetch_add(1, Ordering::Relaxed);
         }
-        self.unlogged.fetch_add(1, Ordering::Relaxed);
-        None
+        has_room
     }
 }
 
@@ -226,10 +280,10 @@ mod tests {
     fn a_flood_is_logged_by_number() {
         let budget = LogBudget::default();
         let at = Timestamp::from_ms;
-        let logged = (0..1000).filter(|_| budget.take(at(5_000)).is_some()).count();
+        let logged = (0..1000).filter(|_| budget.take(at(5_000))).count();
         assert_eq!(logged, 50);
-        assert_eq!(budget.take(at(6_000)), Some(950));
-        assert_eq!(budget.take(at(6_001)), Some(0));
+        assert_eq!(budget.unlogged.load(Ordering::Relaxed), 950);
+        assert!(budget.take(at(6_000)));
     }
 
     #[test]

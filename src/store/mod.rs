@@ -11,6 +11,7 @@ mod write;
 mod writer;
 
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +24,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::clock::Timestamp;
 use crate::config::DatabaseUrl;
+use crate::money::Amount;
 use crate::order::{NewOrder, Order, OrderStatus, SettledBy, User};
 use crate::settlement::{Claim, LatePolicy, Outcome};
 use queue::{PushError, Queue};
@@ -135,6 +137,8 @@ pub struct Settlement {
     pub outcome: Outcome,
     /// Who was credited with how much; `None` unless this claim settled its order.
     pub credited: Option<Credited>,
+    /// What the merchant's order costs, where there is one.
+    pub order_amount: Option<Amount>,
 }
 
 /// Credits that a user got.
@@ -154,9 +158,11 @@ pub struct Rejection {
     /// Why, in a word.
     pub reason: String,
     /// The `pid`, `out_trade_no` and `trade_no` that it claims, as far as it can be read.
-    pub claimed: Option<[String; 3]>,
+    pub claimed: [Option<String>; 3],
     /// What is kept of it.
     pub receipt: Receipt,
+    /// How long its payload was.
+    pub payload_bytes: usize,
 }
 
 /// Credits from a person's hand, or taken away where negative.
@@ -223,10 +229,15 @@ impl Store {
     /// Opens a database that must be there already.
     pub async fn open_existing(url: &DatabaseUrl) -> Result<Self, StoreError> {
         let DatabaseUrl::Sqlite(path) = url;
-        if !path.exists() {
-            return Err(StoreError::Missing(path.clone()));
+        match path.try_exists() {
+            Ok(true) => Self::open(url).await,
+            Ok(false) => Err(StoreError::Missing(path.clone())),
+            Err(error) => Err(StoreError::CannotOpen {
+                path: path.clone(),
+                cause: error.to_string(),
+                denied: error.kind() == io::ErrorKind::PermissionDenied,
+            }),
         }
-        Self::open(url).await
     }
 
     fn open_file(path: &Path, queue_max: usize) -> Result<Self, StoreError> {
@@ -238,7 +249,8 @@ impl Store {
         let writer = thread
             .spawn(move || writer::run(connection, &writer_queue, alive))
             .map_err(|error| StoreError::Failed(error.to_string().into()))?;
-        let readers = Readers { path: path.to_owned(), idle: Mutex::default(), permits: Semaphore::new(READERS_MAX) };
+        let readers =
+            Readers { path: path.to_owned(), idle: Mutex::default(), permits: Arc::new(Semaphore::new(READERS_MAX)) };
         let shared = Shared { queue, writer: Mutex::new(Some(writer)), writer_alive, readers };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -323,10 +335,12 @@ impl Store {
         &self,
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let shared = Arc::clone(&self.shared);
-        let _permit = shared.readers.permits.acquire().await.map_err(|_| StoreError::Closed)?;
+        let permits = Arc::clone(&self.shared.readers.permits);
+        let permit = permits.acquire_owned().await.map_err(|_| StoreError::Closed)?;
         let shared = Arc::clone(&self.shared);
         blocking(move || {
+            // Held by the query and not by whoever waits for it, who may have given up.
+            let _permit = permit;
             let connection = shared.readers.take()?;
             let result = query(&connection)?;
             lock(&shared.readers.idle).push(connection);
@@ -346,7 +360,7 @@ impl Drop for Shared {
 struct Readers {
     path: PathBuf,
     idle: Mutex<Vec<Connection>>,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
 }
 
 impl Readers {

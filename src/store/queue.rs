@@ -4,17 +4,15 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use rust_i18n::t;
-
+use super::write::REJECTIONS_KEPT;
 use super::writer::Job;
 use super::{Rejection, lock};
 
 /// How many jobs share a commit.
 const BATCH_JOBS_MAX: usize = 256;
-/// How many rejections are written at once, so that a flood of them never holds up a payment.
+/// How many rejections are written beside jobs, so that a flood of them never holds up a payment, and how many by themselves.
 const BATCH_REJECTIONS_MAX: usize = 64;
-/// How many rejections wait; more are dropped and counted.
-const REJECTIONS_MAX: usize = 1024;
+const IDLE_BATCH_REJECTIONS_MAX: usize = 1024;
 /// How long rejections wait for company: they are in no hurry, and each commit costs a disk flush.
 const REJECTIONS_LINGER: Duration = Duration::from_millis(50);
 
@@ -30,7 +28,6 @@ struct Waiting {
     jobs: VecDeque<Job>,
     rejections: VecDeque<Rejection>,
     rejections_since: Option<Instant>,
-    rejections_dropped: u64,
     closed: bool,
 }
 
@@ -75,9 +72,12 @@ impl Queue {
 
     pub(super) fn push_rejection(&self, rejection: Rejection) {
         let mut waiting = lock(&self.waiting);
-        if waiting.rejections.len() >= REJECTIONS_MAX {
-            waiting.rejections_dropped += 1;
+        if waiting.closed {
             return;
+        }
+        // The newest are kept: those that go were to be pruned anyway.
+        if waiting.rejections.len() >= REJECTIONS_KEPT {
+            waiting.rejections.pop_front();
         }
         waiting.rejections_since.get_or_insert_with(Instant::now);
         waiting.rejections.push_back(rejection);
@@ -124,17 +124,14 @@ impl Queue {
 impl Waiting {
     fn take_batch(&mut self) -> Batch {
         let jobs = self.jobs.len().min(BATCH_JOBS_MAX);
-        let rejections = self.rejections.len().min(BATCH_REJECTIONS_MAX);
+        let rejections_max = if jobs > 0 { BATCH_REJECTIONS_MAX } else { IDLE_BATCH_REJECTIONS_MAX };
+        let rejections = self.rejections.len().min(rejections_max);
         let batch = Batch {
             jobs: self.jobs.drain(..jobs).collect(),
             rejections: self.rejections.drain(..rejections).collect(),
         };
         if self.rejections.is_empty() {
             self.rejections_since = None;
-        }
-        let dropped = std::mem::take(&mut self.rejections_dropped);
-        if dropped > 0 {
-            log::warn!(target: "webhookctl::store", "{}", t!("log.rejections_dropped", count = dropped));
         }
         batch
     }

@@ -1,5 +1,7 @@
 //! Opening the database: settings, schema versions, and the refusal of what is not ours.
 
+use std::fs::OpenOptions;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -29,16 +31,17 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     let cannot_open = |cause: String, denied| StoreError::CannotOpen { path: path.to_owned(), cause, denied };
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory)
-            .map_err(|error| cannot_open(error.to_string(), error.kind() == std::io::ErrorKind::PermissionDenied))?;
+            .map_err(|error| cannot_open(error.to_string(), error.kind() == io::ErrorKind::PermissionDenied))?;
     }
     prepare(path).map_err(|error| match error {
         OpenError::Refused(refusal) => refusal,
+        OpenError::NoWal(mode) => cannot_open(format!("journal_mode = {mode}, not wal"), false),
         OpenError::Engine(error) => {
-            let denied = matches!(
-                error.sqlite_error_code(),
-                Some(ErrorCode::PermissionDenied | ErrorCode::ReadOnly | ErrorCode::CannotOpen)
-            );
-            cannot_open(error.to_string(), denied)
+            // SQLite says "unable to open" for many causes: ask the system for its own words.
+            let cause = OpenOptions::new().read(true).write(true).open(path).err();
+            let denied = matches!(error.sqlite_error_code(), Some(ErrorCode::PermissionDenied | ErrorCode::ReadOnly))
+                || cause.as_ref().is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied);
+            cannot_open(cause.map_or_else(|| error.to_string(), |cause| cause.to_string()), denied)
         }
     })
 }
@@ -55,6 +58,8 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
 
 enum OpenError {
     Refused(StoreError),
+    /// Write-ahead logging is not possible; the journal mode that it is.
+    NoWal(String),
     Engine(rusqlite::Error),
 }
 
@@ -101,16 +106,19 @@ fn check_version(db: &Connection, path: &Path) -> Result<u32, OpenError> {
     Ok(found)
 }
 
-fn switch_to_wal(db: &Connection) -> rusqlite::Result<()> {
+fn switch_to_wal(db: &Connection) -> Result<(), OpenError> {
     let mut attempts = WAL_ATTEMPTS;
     loop {
-        let switched = db.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()));
+        let mode = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get::<_, String>(0));
         attempts -= 1;
-        match switched {
+        match mode {
+            Ok(mode) if mode == "wal" => return Ok(()),
+            // Some file systems cannot do it, and SQLite only says so by the mode that it stays in.
+            Ok(mode) => return Err(OpenError::NoWal(mode)),
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && attempts > 0 => {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            result => return result,
+            Err(error) => return Err(error.into()),
         }
     }
 }

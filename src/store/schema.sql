@@ -39,6 +39,26 @@ BEGIN
     SELECT RAISE(ABORT, 'a settled order can only be refunded');
 END;
 
+CREATE TRIGGER orders_keep_their_terms
+BEFORE UPDATE OF id, order_no, merchant, telegram_id, package, name, type, amount_fen, credits, param, created_at_ms ON orders
+BEGIN
+    SELECT RAISE(ABORT, 'the terms of an order never change');
+END;
+
+CREATE TRIGGER orders_keep_their_settlement BEFORE UPDATE OF trade_no, settled_by, paid_at_ms ON orders
+WHEN OLD.paid_at_ms IS NOT NULL
+BEGIN
+    SELECT RAISE(ABORT, 'an order is settled once');
+END;
+
+-- INSERT OR REPLACE removes the row that stands in its way without asking the triggers for UPDATE and DELETE.
+CREATE TRIGGER orders_are_not_replaced BEFORE INSERT ON orders
+WHEN EXISTS (SELECT 1 FROM orders WHERE id = NEW.id OR order_no = NEW.order_no)
+    OR (NEW.trade_no IS NOT NULL AND EXISTS (SELECT 1 FROM orders WHERE merchant = NEW.merchant AND trade_no = NEW.trade_no))
+BEGIN
+    SELECT RAISE(ABORT, 'there is such an order already');
+END;
+
 CREATE TRIGGER orders_are_kept BEFORE DELETE ON orders
 BEGIN
     SELECT RAISE(ABORT, 'orders are never deleted');
@@ -78,7 +98,6 @@ BEGIN
     SELECT RAISE(ABORT, 'the ledger is append-only');
 END;
 
--- INSERT OR REPLACE removes the row that stands in its way without asking the triggers above.
 CREATE TRIGGER ledger_is_append_only_replace BEFORE INSERT ON ledger
 WHEN EXISTS (SELECT 1 FROM ledger WHERE id = NEW.id)
     OR (NEW.order_id IS NOT NULL AND EXISTS (SELECT 1 FROM ledger WHERE order_id = NEW.order_id AND kind = NEW.kind))
@@ -113,6 +132,12 @@ BEGIN
     SELECT RAISE(ABORT, 'receipts are append-only');
 END;
 
+CREATE TRIGGER receipts_are_not_replaced BEFORE INSERT ON receipts
+WHEN EXISTS (SELECT 1 FROM receipts WHERE id = NEW.id)
+BEGIN
+    SELECT RAISE(ABORT, 'receipts are append-only');
+END;
+
 -- What proved nothing: the newest ones only. AUTOINCREMENT, so that an id tells how many there have been.
 CREATE TABLE rejections (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -142,3 +167,9 @@ CREATE TABLE outbox (
 ) STRICT;
 
 CREATE INDEX outbox_due ON outbox (due_at_ms) WHERE state = 'due';
+
+-- Written to when it is in doubt whether anything can be.
+CREATE TABLE heartbeat (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    beats INTEGER NOT NULL
+) STRICT;

@@ -8,9 +8,7 @@ use crate::order::{NewOrder, Order, OrderStatus, User};
 use crate::settlement::{Effect, decide};
 
 /// How many rejections are kept.
-const REJECTIONS_KEPT: i64 = 10_000;
-/// How many bytes of a rejected payload are kept; an honest notification has a few hundred.
-const REJECTED_PAYLOAD_BYTES_MAX: usize = 4096;
+pub(super) const REJECTIONS_KEPT: usize = 10_000;
 /// How far a balance may go, either way: far beyond use, far below overflow.
 const BALANCE_MAX: i64 = 1_000_000_000_000_000;
 
@@ -18,30 +16,30 @@ const BALANCE_MAX: i64 = 1_000_000_000_000_000;
 pub(super) fn settle(db: &Connection, settle: &Settle) -> Result<Settlement, StoreError> {
     let claim = &settle.claim;
     let now = settle.receipt.received_at;
-    let found = read::order_with_id(db, &claim.order_no)?;
-    let (order_id, order) = found.unzip();
+    let (order_id, order) = read::order_with_id(db, &claim.order_no)?.unzip();
     let settled_by_trade = read::order_settled_by(db, &claim.merchant, &claim.trade_no)?;
     let decision = decide(claim, order.as_ref(), settled_by_trade.as_ref(), settle.late, now);
-    let mut credited = None;
-    if let (Some(order_id), Some(order)) = (order_id, &order) {
+    let mut settlement = Settlement { outcome: decision.outcome, credited: None, order_amount: None };
+    // Another merchant's order is not this claim's, and `decide` has seen to it that it has no effect.
+    let own_order = order_id.zip(order).filter(|(_, order)| order.terms.merchant == claim.merchant);
+    if let Some((order_id, Order { terms, .. })) = &own_order {
+        settlement.order_amount = Some(terms.amount);
         match decision.effect {
             Effect::None => {}
             Effect::Settle => {
-                mark_paid(db, order_id, settle)?;
-                credit(db, order_id, &order.terms, now)?;
-                enqueue(db, order_id, "settled", now)?;
-                credited = Some(Credited { telegram_id: order.terms.telegram_id, credits: order.terms.credits });
+                mark_paid(db, *order_id, settle)?;
+                credit(db, *order_id, terms, now)?;
+                enqueue(db, *order_id, "settled", now)?;
+                settlement.credited = Some(Credited { telegram_id: terms.telegram_id, credits: terms.credits });
             }
             Effect::Review => {
                 db.prepare_cached("UPDATE orders SET status = 'review' WHERE id = ?")?.execute([order_id])?;
-                enqueue(db, order_id, "review", now)?;
+                enqueue(db, *order_id, "review", now)?;
             }
         }
     }
-    // Another merchant's order is not this notification's.
-    let own_order_id = order_id.filter(|_| order.as_ref().is_some_and(|o| o.terms.merchant == claim.merchant));
-    keep_receipt(db, settle, decision.outcome.name(), own_order_id)?;
-    Ok(Settlement { outcome: decision.outcome, credited })
+    keep_receipt(db, settle, decision.outcome.name(), own_order.map(|(order_id, _)| order_id))?;
+    Ok(settlement)
 }
 
 fn mark_paid(db: &Connection, order_id: i64, settle: &Settle) -> Result<(), StoreError> {
@@ -102,8 +100,7 @@ fn keep_receipt(db: &Connection, settle: &Settle, outcome: &str, order_id: Optio
 /// Keeps rejections, and only the newest of them.
 pub(super) fn rejections(db: &Connection, rejections: &[Rejection]) -> Result<(), StoreError> {
     for rejection in rejections {
-        let claimed = rejection.claimed.as_ref();
-        let payload = &rejection.receipt.payload;
+        let [merchant, order_no, trade_no] = &rejection.claimed;
         db.prepare_cached(
             "INSERT INTO rejections
                  (received_at_ms, outcome, reason, merchant, order_no, trade_no, client, method, payload, payload_bytes)
@@ -113,17 +110,17 @@ pub(super) fn rejections(db: &Connection, rejections: &[Rejection]) -> Result<()
             rejection.receipt.received_at.ms(),
             rejection.outcome.name(),
             rejection.reason,
-            claimed.map(|[merchant, _, _]| merchant),
-            claimed.map(|[_, order_no, _]| order_no),
-            claimed.map(|[_, _, trade_no]| trade_no),
+            merchant,
+            order_no,
+            trade_no,
             rejection.receipt.client.map(|client| client.to_string()),
             rejection.receipt.method,
-            &payload[..payload.len().min(REJECTED_PAYLOAD_BYTES_MAX)],
-            i64::try_from(payload.len()).unwrap_or(i64::MAX),
+            rejection.receipt.payload,
+            i64::try_from(rejection.payload_bytes).unwrap_or(i64::MAX),
         ])?;
     }
     db.prepare_cached("DELETE FROM rejections WHERE id <= (SELECT max(id) FROM rejections) - ?")?
-        .execute([REJECTIONS_KEPT])?;
+        .execute([i64::try_from(REJECTIONS_KEPT).unwrap_or(i64::MAX)])?;
     Ok(())
 }
 
@@ -169,4 +166,13 @@ pub(super) fn grant(db: &Connection, grant: &Grant) -> Result<User, StoreError> 
     )?
     .execute(params![telegram_id, grant.credits, grant.reason, grant.at.ms()])?;
     read::user(db, telegram_id)?.ok_or(StoreError::NoSuchUser(telegram_id))
+}
+
+/// Writes something small, to see whether it can be done.
+pub(super) fn heartbeat(db: &Connection) -> Result<(), StoreError> {
+    db.prepare_cached(
+        "INSERT INTO heartbeat (id, beats) VALUES (1, 1) ON CONFLICT (id) DO UPDATE SET beats = beats + 1",
+    )?
+    .execute([])?;
+    Ok(())
 }

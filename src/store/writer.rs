@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use rusqlite::Connection;
+use rust_i18n::t;
 use tokio::sync::{oneshot, watch};
 
 use super::queue::{Batch, Next, Queue};
-use super::{Grant, Settle, Settlement, StoreError, write};
+use super::{Grant, Rejection, Settle, Settlement, StoreError, write};
 use crate::order::{NewOrder, Order, User};
 
 /// How long nothing must come before the write-ahead log is copied into the database.
@@ -56,7 +57,8 @@ impl Answer {
 }
 
 impl Job {
-    fn run(self, db: &Connection) -> Answer {
+    /// `doubtful` says that the last commit failed.
+    fn run(self, db: &Connection, doubtful: bool) -> Answer {
         match self {
             Self::Settle(settle, reply) => {
                 let result = in_savepoint(db, |db| write::settle(db, &settle));
@@ -70,7 +72,10 @@ impl Job {
                 let result = in_savepoint(db, |db| write::grant(db, &grant));
                 Answer::Grant(Withheld { result, reply })
             }
-            Self::Probe(reply) => Answer::Probe(Withheld { result: Ok(()), reply }),
+            Self::Probe(reply) => {
+                let result = if doubtful { in_savepoint(db, write::heartbeat) } else { Ok(()) };
+                Answer::Probe(Withheld { result, reply })
+            }
         }
     }
 }
@@ -91,64 +96,89 @@ impl Drop for CloseQueue<'_> {
 pub(super) fn run(db: Connection, queue: &Queue, alive: watch::Sender<()>) {
     let _alive = alive;
     let _close = CloseQueue(queue);
+    let mut writer = Writer { db, doubtful: false };
     let mut written_since_checkpoint = false;
     loop {
         let patience = written_since_checkpoint.then_some(IDLE_BEFORE_CHECKPOINT);
         match queue.next(patience) {
             Next::Batch(batch) => {
-                commit(&db, batch);
+                writer.commit(batch);
                 written_since_checkpoint = true;
             }
             Next::Idle => {
-                checkpoint(&db);
+                writer.checkpoint();
                 written_since_checkpoint = false;
             }
             Next::Closed => break,
         }
     }
     // The last connection to close copies the write-ahead log into the database and removes it.
-    if let Err((_, error)) = db.close() {
+    if let Err((_, error)) = writer.db.close() {
         log::warn!(target: "webhookctl::store", "{error}");
     }
 }
 
-/// PASSIVE never waits for readers and never makes a writer wait.
-fn checkpoint(db: &Connection) {
-    if let Err(error) = db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
-        log::debug!(target: "webhookctl::store", "{error}");
-    }
+struct Writer {
+    db: Connection,
+    /// The last commit failed: until one succeeds, a probe has to write something to be believed.
+    doubtful: bool,
 }
 
-fn commit(db: &Connection, batch: Batch) {
-    let mut answers = Vec::with_capacity(batch.jobs.len());
-    let mut jobs = batch.jobs.into_iter();
-    let committed = (|| {
+impl Writer {
+    /// PASSIVE never waits for readers and never makes a writer wait.
+    fn checkpoint(&self) {
+        if let Err(error) = self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+            log::debug!(target: "webhookctl::store", "{error}");
+        }
+    }
+
+    fn commit(&mut self, batch: Batch) {
+        let mut answers = Vec::with_capacity(batch.jobs.len());
+        let mut jobs = batch.jobs.into_iter();
+        let mut lost_rejections = 0;
+        let committed = self.try_commit(&mut jobs, &mut answers, &batch.rejections, &mut lost_rejections);
+        if committed.is_err() && !self.db.is_autocommit() {
+            // Fails only where the transaction is gone already.
+            let _ = self.db.execute_batch("ROLLBACK");
+        }
+        self.doubtful = committed.is_err();
+        for answer in answers {
+            answer.release(&committed);
+        }
+        if let Err(error) = committed {
+            lost_rejections = batch.rejections.len();
+            for job in jobs {
+                job.refuse(&error);
+            }
+        }
+        if lost_rejections > 0 {
+            log::warn!(target: "webhookctl::store", "{}", t!("log.rejections_dropped", count = lost_rejections));
+        }
+    }
+
+    /// One transaction for the whole batch. On an error nothing of it is written, and `jobs` holds those that never ran.
+    fn try_commit(
+        &self,
+        jobs: &mut impl Iterator<Item = Job>,
+        answers: &mut Vec<Answer>,
+        rejections: &[Rejection],
+        lost_rejections: &mut usize,
+    ) -> Result<(), StoreError> {
+        let db = &self.db;
         begin(db)?;
-        for job in jobs.by_ref() {
-            answers.push(job.run(db));
+        for job in jobs {
+            answers.push(job.run(db, self.doubtful));
             // A full disk and some other failures end the whole transaction, not only the savepoint.
             if db.is_autocommit() {
                 return Err(StoreError::Failed("the transaction was rolled back".into()));
             }
         }
-        if !batch.rejections.is_empty() {
-            // A rejection that cannot be kept must not take a settlement with it.
-            let kept = in_savepoint(db, |db| write::rejections(db, &batch.rejections));
-            kept.unwrap_or_else(|error| log::warn!(target: "webhookctl::store", "{error}"));
+        // A rejection that cannot be kept must not take a settlement with it.
+        if !rejections.is_empty() && in_savepoint(db, |db| write::rejections(db, rejections)).is_err() {
+            *lost_rejections += rejections.len();
         }
-        Ok(db.prepare_cached("COMMIT")?.execute([]).map(drop)?)
-    })();
-    if committed.is_err() && !db.is_autocommit() {
-        // Fails only where the transaction is gone already.
-        let _ = db.execute_batch("ROLLBACK");
-    }
-    for answer in answers {
-        answer.release(&committed);
-    }
-    if let Err(error) = committed {
-        for job in jobs {
-            job.refuse(&error);
-        }
+        db.prepare_cached("COMMIT")?.execute([])?;
+        Ok(())
     }
 }
 
@@ -184,8 +214,9 @@ fn in_savepoint<T>(db: &Connection, work: impl FnOnce(&Connection) -> Result<T, 
             Ok(value)
         }
         Err(error) => {
-            if !db.is_autocommit() {
-                db.execute_batch("ROLLBACK TO job; RELEASE job")?;
+            if !db.is_autocommit() && db.execute_batch("ROLLBACK TO job; RELEASE job").is_err() {
+                // Half a job must not be committed with its neighbours: give up the whole transaction.
+                let _ = db.execute_batch("ROLLBACK");
             }
             Err(error)
         }

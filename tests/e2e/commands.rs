@@ -65,6 +65,7 @@ fn wrong_usage_says_what_is_right_and_exits_2() {
         (&["--merchant", PID], "--package"),
         (&["--amount", "1.00", "--merchant", PID], "--credits"),
         (&["--amount", "1.001", "--credits", "1", "--merchant", PID], "36.00"),
+        (&["--amount", "-1", "--credits", "1", "--merchant", PID], "36.00"),
         (&["--amount", "0", "--credits", "1", "--merchant", PID], "36.00"),
         (&["--amount", "1.00", "--credits", "0", "--merchant", PID], "credits"),
         (&["--package", "silver", "--amount", "1.00", "--credits", "1"], "--amount"),
@@ -81,7 +82,8 @@ fn wrong_usage_says_what_is_right_and_exits_2() {
         &["orders", "list", "--status", "odd"],
         &["users", "grant", "1001", "0", "--reason", "x"],
         &["users", "grant", "1001", "5"],
-        &["users", "grant", "1001", "5", "--reason", ""],
+        &["users", "grant", "1001", "5", "--reason", " "],
+        &["orders", "show", "x\ny"],
         &["unheard-of"],
     ] {
         assert_eq!(sandbox.run(arguments).code, 2, "{arguments:?}");
@@ -140,6 +142,18 @@ fn commands_work_beside_a_running_service() {
     assert_eq!(listed("pending"), [4, 3, 1, 0].map(|n: usize| orders[n].clone()));
     let text = sandbox.run(&["orders", "list"]).stdout;
     assert_eq!(text.lines().count(), 6, "{text}");
+}
+
+#[test]
+fn what_a_gateway_sends_cannot_move_the_terminals_cursor() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let order = sandbox.order(1001);
+    let evil = Notification::of(&order).with("trade_no", "\u{1b}[31mT\nX\u{202e}");
+    assert_eq!(service.notify(&evil.form()).1, "success");
+    let shown = sandbox.run(&["orders", "show", &order]).stdout;
+    assert!(shown.contains(r"\u{1b}[31mT\nX\u{202e}"), "{shown:?}");
+    assert!(!shown.contains('\u{1b}') && !shown.contains('\u{202e}'), "{shown:?}");
 }
 
 #[test]

@@ -50,6 +50,7 @@ fn each_mistake_names_file_key_and_remedy_and_exits_6() {
         for command in [&["config", "check"][..], &["serve"], &["orders", "list"]] {
             let outcome = sandbox.run(command);
             assert_eq!(outcome.code, 6, "{config}: {outcome:?}");
+            assert_eq!(outcome.stderr.starts_with("初始化失败: "), command == ["serve"], "{outcome:?}");
             for part in [sandbox.path("webhookctl.toml").to_str().unwrap(), key, remedy] {
                 assert!(outcome.stderr.contains(part), "{config}: {part} is not in {}", outcome.stderr);
             }
@@ -58,6 +59,14 @@ fn each_mistake_names_file_key_and_remedy_and_exits_6() {
         let report: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
         assert_eq!((outcome.code, &report["errors"][0]["key"]), (6, &key.into()), "{config}");
     }
+}
+
+#[test]
+fn a_key_without_quotes_is_not_repeated() {
+    let sandbox = Sandbox::with_config("[[merchant]]\npid = \"1002\"\nkey = 98765432101234\n");
+    let outcome = sandbox.run(&["config", "check"]);
+    assert_eq!(outcome.code, 6);
+    assert!(outcome.stderr.contains("key: ") && !outcome.stderr.contains("98765432101234"), "{outcome:?}");
 }
 
 #[test]
@@ -109,8 +118,12 @@ fn what_is_in_force_is_shown_with_secrets_masked() {
     for shown in ["***", "expire_after_s = 1800", "price = \"36.00\"", sandbox.database_file().to_str().unwrap()] {
         assert!(outcome.stdout.contains(shown), "{shown}: {}", outcome.stdout);
     }
-    // What is shown is a configuration itself.
-    fs::write(sandbox.path("shown.toml"), outcome.stdout).unwrap();
+    // What is shown must not be taken for a configuration with keys that everybody knows.
+    fs::write(sandbox.path("shown.toml"), &outcome.stdout).unwrap();
+    let masked = sandbox.run(&["--config", "shown.toml", "config", "check"]);
+    assert_eq!(masked.code, 6);
+    assert!(masked.stderr.contains("merchant[1002].key"), "{masked:?}");
+    fs::write(sandbox.path("shown.toml"), outcome.stdout.replace("***", "k")).unwrap();
     assert_eq!(sandbox.run(&["--config", "shown.toml", "config", "check"]).code, 0);
 }
 

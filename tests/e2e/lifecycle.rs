@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::Read;
-use std::process::Stdio;
+use std::net::SocketAddr;
+use std::process::{Child, ChildStderr, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -131,6 +132,51 @@ fn sigterm_and_sigint_drain_and_exit_0() {
 }
 
 #[test]
+fn a_request_that_has_begun_is_answered_when_the_service_stops() {
+    let sandbox = Sandbox::new();
+    let mut service = sandbox.serve();
+    let orders = sandbox.insert_orders(3);
+    let request = |order: &str| post(&Notification::of(order).form());
+    // Half a head on a new connection, half a head on a used one, and a connection that has said nothing yet.
+    let (mut new, mut used, mut silent) = (service.client(), service.client(), service.client());
+    assert_eq!(used.get("/payment/health").status, 200);
+    let requests = [&orders[0], &orders[1], &orders[2]].map(|order| request(order));
+    new.write(&requests[0][..30]);
+    used.write(&requests[1][..30]);
+    assert_eq!(service.get("/payment/health").status, 200);
+    service.signal(Signal::SIGTERM);
+    silent.write(&requests[2]);
+    service.wait_for_log("SIGTERM");
+    new.write(&requests[0][30..]);
+    used.write(&requests[1][30..]);
+    for client in [&mut new, &mut used, &mut silent] {
+        let answer = client.response().unwrap();
+        assert_eq!(answer.body, "success");
+        assert!(client.is_closed());
+    }
+    assert_eq!(service.wait().code(), Some(0));
+    assert_eq!(sandbox.credits(1001), 210);
+}
+
+#[test]
+fn a_second_signal_exits_at_once_even_when_the_console_is_stuck() {
+    let sandbox = Sandbox::new();
+    let (mut child, address, _unread) = serve_with_stuck_console(&sandbox);
+    let mut unfinished = Client::connect(address);
+    unfinished.write("POST /payment/notify HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n");
+    assert_eq!(Client::connect(address).get("/payment/health").status, 200);
+    let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    // It has taken the first signal as soon as it takes no more connections.
+    let until = Instant::now() + PATIENCE;
+    while std::net::TcpStream::connect(address).is_ok() && Instant::now() < until {
+        std::thread::yield_now();
+    }
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
 fn a_second_signal_exits_at_once() {
     let sandbox = Sandbox::new();
     let mut service = sandbox.serve();
@@ -158,10 +204,8 @@ fn a_connection_that_does_not_end_is_cut_after_the_stop_timeout() {
     service.wait_for_log("1 个连接");
 }
 
-#[test]
-fn a_console_that_nobody_reads_blocks_no_payment() {
-    let sandbox = Sandbox::with_config(&format!("{CONFIG}\n[log]\nlevel = \"debug\"\n"));
-    // The first lines are read to learn the address, and then nothing more: the pipe fills.
+/// A service whose standard error is a full pipe: the first lines are read to learn the address, and then nothing more.
+fn serve_with_stuck_console(sandbox: &Sandbox) -> (Child, SocketAddr, ChildStderr) {
     let mut child = sandbox.command(&["serve"]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let mut stderr = child.stderr.take().unwrap();
     let mut read = String::new();
@@ -177,11 +221,17 @@ fn a_console_that_nobody_reads_blocks_no_payment() {
         }
     };
     // Settlements are all logged: each is a record of about 200 bytes, and a pipe holds 64 KiB.
-    let orders = sandbox.insert_orders(1000);
     let mut client = Client::connect(address);
-    for order in &orders {
+    for order in &sandbox.insert_orders(1000) {
         assert_eq!(client.notify(&Notification::of(order).form()), (200, "success".into()));
     }
+    (child, address, stderr)
+}
+
+#[test]
+fn a_console_that_nobody_reads_blocks_no_payment() {
+    let sandbox = Sandbox::new();
+    let (mut child, _, _unread) = serve_with_stuck_console(&sandbox);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0), "it stops, too");
     let file = fs::read_to_string(sandbox.path("logs/payment_webhook_v1.log")).unwrap();
@@ -194,12 +244,32 @@ fn a_log_file_that_cannot_be_written_blocks_no_payment() {
     let service = sandbox.serve();
     let form = Notification::of(&sandbox.order(1001)).form();
     assert_eq!(service.notify(&form), (200, "success".into()));
+    assert_eq!(service.wait_for_log("/dev/full").matches("No space left").count(), 1);
     service.stop();
 
     let sandbox = Sandbox::with_config(&format!("{CONFIG}\n[log]\nfile = \"webhookctl.toml/x.log\"\n"));
     let service = sandbox.serve();
     service.wait_for_log("webhookctl.toml/x.log");
     assert_eq!(service.get("/payment/health").status, 200);
+}
+
+#[test]
+fn a_flood_is_logged_by_number() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let forged = Notification::of("X").signed_with("guess").form();
+    let mut client = service.client();
+    for _ in 0..300 {
+        assert_eq!(client.notify(&forged).1, "fail");
+    }
+    service.stop();
+    let file = fs::read_to_string(sandbox.path("logs/payment_webhook_v1.log")).unwrap();
+    let named = file.matches(" - WARNING - bad_signature：").count();
+    let counted: usize =
+        file.lines().filter_map(|line| line.split_once("此前另有 ")?.1.split(' ').next()?.parse::<usize>().ok()).sum();
+    assert!(named >= 50 && counted > 0, "{named} named, {counted} counted");
+    assert_eq!(named + counted, 300);
+    assert_eq!(sandbox.count("SELECT count(*) FROM rejections"), 300);
 }
 
 #[test]

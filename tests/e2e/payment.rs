@@ -77,6 +77,7 @@ fn every_outcome_that_keeps_a_receipt() {
     check(&Notification::of(&second).with("trade_no", &format!("T{order}")).form(), "trade_reused", FAIL);
     assert_eq!(sandbox.status(&second), "pending");
     check(&Notification::of(&second).with("money", "35.99").form(), "amount_mismatch", FAIL);
+    service.wait_for_log("amount_mismatch 35.99 != 36.00");
     assert_eq!(sandbox.status(&second), "review");
     check(&Notification::of(&second).form(), "held", FAIL);
     assert_eq!(sandbox.status(&second), "review");
@@ -330,11 +331,45 @@ fn a_locked_database_is_answered_honestly_and_recovers() {
     assert_eq!(unavailable.status, 503);
     assert_eq!(unavailable.body, r#"{"service":"payment-webhook-v1","status":"unavailable"}"#);
     assert_answer(&service.notify(&form), (503, "fail"));
-    service.wait_for_log(" - store_error");
+    service.wait_for_log(" - ERROR - store_error");
+    assert_eq!(service.get("/payment/health").status, 503);
     other_program.execute_batch("ROLLBACK").unwrap();
     assert_answer(&service.notify(&form), SUCCESS);
     assert_eq!(service.get("/payment/health").status, 200);
     assert_eq!(sandbox.credits(1001), 70);
+}
+
+#[test]
+fn what_is_settled_after_the_gateway_lost_patience_is_logged_too() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let orders = sandbox.insert_orders(4);
+    let other_program = sandbox.database();
+    other_program.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // Each batch waits for the lock in vain, so those behind are answered before their turn comes.
+    let mut clients: Vec<_> = orders
+        .iter()
+        .map(|order| {
+            let mut client = service.client();
+            client.write(post(&Notification::of(order).form()));
+            // The next one is to wait in the next batch.
+            service.get("/payment/health");
+            client
+        })
+        .collect();
+    for client in &mut clients {
+        let answer = client.response().unwrap();
+        assert_eq!((answer.status, answer.body.as_str()), (503, "fail"));
+    }
+    other_program.execute_batch("ROLLBACK").unwrap();
+    for order in &orders {
+        assert_answer(&service.notify(&Notification::of(order).form()), SUCCESS);
+    }
+    // Whether an order was settled late or by the second notification: there is one such line for each.
+    for order in &orders {
+        service.wait_for_log(&format!("settled：订单 {order}"));
+    }
+    assert_eq!(sandbox.credits(1001), 280);
 }
 
 #[test]
