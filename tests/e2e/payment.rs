@@ -340,6 +340,33 @@ fn a_locked_database_is_answered_honestly_and_recovers() {
 }
 
 #[test]
+fn a_full_disk_is_answered_honestly_and_recovers() {
+    let sandbox = Sandbox::new();
+    let orders = sandbox.create_database_with_orders(500);
+    // What a full disk is to a file: it cannot grow any further. 400 blocks of 512 bytes hold the database as it is.
+    let program = env!("CARGO_BIN_EXE_webhookctl");
+    let mut command = sandbox.command_of("sh");
+    command.args(["-c", &format!("trap '' XFSZ; ulimit -S -f 400; exec {program} serve")]);
+    let service = Service::start(command);
+    let mut unpaid = orders.iter();
+    let refused = unpaid.find(|order| service.post(&Notification::of(order).form()) == (503, "fail".into()));
+    let refused = refused.expect("the write-ahead log outgrows its limit");
+    assert_eq!(service.get("/payment/health").status, 503, "a probe that writes nothing would be fine");
+    service.wait_for_log(" - ERROR - store_error");
+
+    let pid = service.pid().to_string();
+    let lifted = std::process::Command::new("prlimit").args(["--fsize=unlimited", "--pid", &pid]).status().unwrap();
+    assert!(lifted.success());
+    assert_eq!(service.get("/payment/health").status, 200);
+    for order in &orders {
+        assert_answer(&service.post(&Notification::of(order).form()), SUCCESS);
+    }
+    assert_eq!(sandbox.status(refused), "paid");
+    assert_eq!(sandbox.credits(1001), 500 * 70);
+    assert_eq!(sandbox.count("SELECT count(*) FROM ledger"), 500);
+}
+
+#[test]
 fn what_is_settled_after_the_gateway_lost_patience_is_logged_too() {
     let sandbox = Sandbox::new();
     let service = sandbox.serve();

@@ -70,8 +70,15 @@ impl Sandbox {
 
     /// The program, with this directory's configuration and none of the machine's environment in its way.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_webhookctl"));
-        command.args(arguments).current_dir(self.directory.path()).stdin(Stdio::null());
+        let mut command = self.command_of(env!("CARGO_BIN_EXE_webhookctl"));
+        command.args(arguments);
+        command
+    }
+
+    /// Another program, in the same place.
+    pub fn command_of(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.directory.path()).stdin(Stdio::null());
         for variable in [
             "WEBHOOKCTL_CONFIG",
             "PAYMENT_PID",
@@ -109,6 +116,12 @@ impl Sandbox {
         let arguments =
             ["orders", "create", "--telegram-id", &id, "--package", "silver", "--json", "--merchant", merchant];
         self.json(&arguments)["order_no"].as_str().unwrap().to_owned()
+    }
+
+    /// [`Sandbox::insert_orders`] where no service has made a database yet.
+    pub fn create_database_with_orders(&self, count: usize) -> Vec<String> {
+        self.order(1002);
+        self.insert_orders(count)
     }
 
     /// Puts many orders of user 1001 straight into the table: a process for each would take longer than the test itself.
