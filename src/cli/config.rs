@@ -1,11 +1,11 @@
 //! `config init`, `config check`, `config show`.
 
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::anyhow;
 use rust_i18n::t;
 use serde_json::json;
 
@@ -44,12 +44,12 @@ fn init(file: Option<&Path>) -> anyhow::Result<Exit> {
     let named = file.map(Path::to_owned).or_else(|| process_environment(FILE_VARIABLE).map(PathBuf::from));
     let path = named.unwrap_or_else(|| DEFAULT_FILE.into());
     // It holds a key: for its owner only, and never over a file that is there.
-    let mut example = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)
-        .with_context(|| t!("cli.init_failed", path = path.display()).into_owned())?;
+    let mut example = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(|error| {
+        match error.kind() {
+            io::ErrorKind::AlreadyExists => anyhow!(t!("cli.init_exists", path = path.display()).into_owned()),
+            _ => anyhow::Error::new(error).context(t!("cli.init_failed", path = path.display()).into_owned()),
+        }
+    })?;
     example.write_all(EXAMPLE.replace("%{sandbox_key}", &random_key()?).as_bytes())?;
     output::line(&path.display().to_string())?;
     eprint(&t!("cli.init_next", path = path.display()));

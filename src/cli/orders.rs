@@ -42,12 +42,13 @@ pub(super) enum Command {
 }
 
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["package", "amount"]))]
 pub(super) struct Create {
     /// The buyer's Telegram id
     #[arg(long, value_name = "ID", value_parser = clap::value_parser!(i64).range(1..))]
     telegram_id: i64,
     /// The package to buy
-    #[arg(long, value_name = "ID", required_unless_present = "amount", conflicts_with_all = ["amount", "credits"])]
+    #[arg(long, value_name = "ID", conflicts_with = "credits")]
     package: Option<String>,
     /// The price in yuan, such as 36.00, where it is no package
     #[arg(long, value_name = "YUAN", value_parser = parse_amount, requires = "credits", allow_negative_numbers = true)]

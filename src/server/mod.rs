@@ -6,6 +6,7 @@ mod address;
 mod guard;
 mod head;
 mod health;
+mod notification_log;
 mod notify;
 mod return_page;
 mod status;
@@ -201,11 +202,15 @@ async fn connection(
         async move {
             // A chunked body's end is hyper's knowledge alone, so its connection is not used again; see `guard`.
             let chunked = request.headers().contains_key(TRANSFER_ENCODING);
+            let (method, path) = (request.method().clone(), request.uri().path().to_owned());
             let refusal = control.refusal().filter(|_| request.method().as_str() == guard::REFUSED);
             let mut response = match refusal {
                 Some(refusal) => text(refusal.status(), notify::FAIL),
                 None => site.answer(request, peer).await,
             };
+            if response.status().is_client_error() {
+                log::debug!("{} {method} {}: {peer}", response.status(), path.chars().take(64).collect::<String>());
+            }
             let closes = matches!(response.status(), StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
             if chunked || closes || refusal.is_some() || control.is_draining() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

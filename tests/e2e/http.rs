@@ -148,6 +148,24 @@ fn slow_heads_and_bodies_are_cut_off() {
 }
 
 #[test]
+fn a_client_that_takes_no_answers_is_cut_off() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let mut greedy = service.client();
+    // Asks until the answers, which it does not read, have filled every buffer on the way back; then writing stops, too.
+    let request = "GET /payment/return HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
+    greedy.stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    let error = loop {
+        if let Err(error) = greedy.stream.write_all(request.as_bytes()) {
+            break error;
+        }
+    };
+    // Not by this client's own patience: the service has ended the connection.
+    assert!(matches!(error.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe), "{error}");
+    service.stop();
+}
+
+#[test]
 fn connections_are_kept_and_requests_may_be_pipelined() {
     let sandbox = Sandbox::new();
     let service = sandbox.serve();

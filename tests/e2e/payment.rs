@@ -21,7 +21,7 @@ fn assert_answer(answer: &(u16, String), expected: (u16, &str)) {
 #[track_caller]
 fn assert_outcome(service: &Service, form: &str, outcome: &str, expected: (u16, &str)) {
     let level = if matches!(outcome, "settled" | "duplicate" | "not_paid") { "INFO" } else { "WARNING" };
-    let record = format!("webhookctl::server::notify - {level} - {outcome}");
+    let record = format!("webhookctl::notify - {level} - {outcome}");
     let before = service.log().iter().filter(|line| line.contains(&record)).count();
     assert_answer(&service.notify(form), expected);
     service.wait_for_logs(&record, before + 1);
