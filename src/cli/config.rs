@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::failure::{Exit, eprint};
 use super::output;
-use crate::config::{DEFAULT_FILE, EXAMPLE, FILE_VARIABLE, Finding, Language, file_name, load, process_environment};
+use crate::config::{DEFAULT_FILE, EXAMPLE, FILE_VARIABLE, Finding, file_name, load, process_environment};
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
@@ -40,7 +40,6 @@ pub(super) fn run(command: &Command, file: Option<&Path>) -> anyhow::Result<Exit
 }
 
 fn init(file: Option<&Path>) -> anyhow::Result<Exit> {
-    Language::Chinese.activate();
     let named = file.map(Path::to_owned).or_else(|| process_environment(FILE_VARIABLE).map(PathBuf::from));
     let path = named.unwrap_or_else(|| DEFAULT_FILE.into());
     // It holds a key: for its owner only, and never over a file that is there.

@@ -4,6 +4,7 @@ mod callback;
 mod config;
 mod demo;
 mod failure;
+mod help;
 mod orders;
 mod output;
 mod serve;
@@ -13,9 +14,9 @@ mod users;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{Loaded, load, process_environment};
+use crate::config::{Language, Loaded, language, load, process_environment};
 use failure::Exit;
 
 const FILE_HELP: &str = "The configuration file [default: $WEBHOOKCTL_CONFIG, else ./webhookctl.toml if it is there]";
@@ -51,11 +52,29 @@ enum Command {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let language = configured_language();
+    language.activate();
+    let command = help::in_language(Arguments::command(), language);
+    let arguments = command.get_matches();
+    let arguments = Arguments::from_arg_matches(&arguments).unwrap_or_else(|error| error.exit());
     match run(arguments) {
         Ok(exit) => exit.into(),
         Err(error) => failure::report(&error).into(),
     }
+}
+
+/// The language to speak before the configuration is read: the command line names the file, and has errors of its own.
+fn configured_language() -> Language {
+    let mut arguments = std::env::args_os().skip(1);
+    let mut named = None;
+    while let Some(argument) = arguments.next() {
+        if argument == "--config" {
+            named = arguments.next().map(PathBuf::from);
+        } else if let Some(file) = argument.to_str().and_then(|argument| argument.strip_prefix("--config=")) {
+            named = Some(PathBuf::from(file));
+        }
+    }
+    language(named.as_deref(), &process_environment)
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<Exit> {
@@ -79,8 +98,6 @@ fn in_runtime(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Re
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

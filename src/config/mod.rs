@@ -353,6 +353,12 @@ pub(crate) fn locate(named: Option<&Path>, environment: Environment) -> Option<P
     })
 }
 
+/// The language that the configuration asks for, whatever else may be wrong with it.
+pub(crate) fn language(named: Option<&Path>, environment: Environment) -> Language {
+    let text = locate(named, environment).and_then(|file| std::fs::read_to_string(file).ok());
+    file::language(&text.unwrap_or_default())
+}
+
 /// Reads and checks the configuration, and makes its language that of the process.
 pub(crate) fn load(named: Option<&Path>, environment: Environment) -> Result<Loaded, ConfigError> {
     let file = locate(named, environment).map(|file| std::path::absolute(&file).unwrap_or(file));

@@ -240,6 +240,21 @@ fn trigger_says_when_nobody_listens() {
 }
 
 #[test]
+fn help_speaks_the_configured_language() {
+    let chinese = Sandbox::new();
+    let english = Sandbox::with_config(&format!("language = \"en\"\n{CONFIG}"));
+    for arguments in [&["--help"][..], &["orders", "create", "-h"], &["help", "orders", "create"]] {
+        let (zh, en) = (chinese.run(arguments), english.run(arguments));
+        assert_eq!((zh.code, en.code), (0, 0), "{zh:?} {en:?}");
+        assert!(zh.stdout.contains("用法：") && en.stdout.contains("Usage: "), "{zh:?} {en:?}");
+    }
+    let path = english.path("webhookctl.toml");
+    let named = chinese.run(&["--config", path.to_str().unwrap(), "--help"]);
+    assert!(named.stdout.contains("Usage: "), "{named:?}");
+    assert_eq!(chinese.run(&["--version"]).stdout, format!("webhookctl {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
 fn the_demo_needs_nothing_and_leaves_nothing() {
     for language in ["zh", "en"] {
         let sandbox = Sandbox::empty();
