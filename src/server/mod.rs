@@ -37,8 +37,8 @@ use guard::GuardedIo;
 use head::HEAD_BYTES_MAX;
 pub(crate) use notify::PATH as NOTIFY_PATH;
 
-/// How many connections are open at the same time; more wait in the system's queue.
-const CONNECTIONS_MAX: u32 = 8192;
+/// How many connections are open at the same time; more wait in the system's queue. Each takes some 20 KiB.
+const CONNECTIONS_MAX: u32 = 4096;
 /// How long a body may be, in bytes.
 const BODY_BYTES_MAX: usize = 16 * 1024;
 /// How long a body may take to arrive.

@@ -31,7 +31,7 @@ use queue::{PushError, Queue};
 use writer::Job;
 
 /// How many jobs wait for the writer before more are refused.
-const QUEUE_MAX: usize = 4096;
+const QUEUE_MAX: usize = 2048;
 /// How many connections read at the same time.
 const READERS_MAX: usize = 4;
 

@@ -46,6 +46,19 @@ impl<T> Withheld<T> {
 }
 
 impl Answer {
+    /// Whether the database has failed the job, as opposed to the job being impossible.
+    fn has_failed(&self) -> bool {
+        fn failed<T>(withheld: &Withheld<T>) -> bool {
+            matches!(withheld.result, Err(StoreError::Failed(_)))
+        }
+        match self {
+            Self::Settle(withheld) => failed(withheld),
+            Self::CreateOrder(withheld) => failed(withheld),
+            Self::Grant(withheld) => failed(withheld),
+            Self::Probe(withheld) => failed(withheld),
+        }
+    }
+
     fn release(self, committed: &Result<(), StoreError>) {
         match self {
             Self::Settle(withheld) => withheld.release(committed),
@@ -57,7 +70,7 @@ impl Answer {
 }
 
 impl Job {
-    /// `doubtful` says that the last commit failed.
+    /// `doubtful` says that the last batch met a failure.
     fn run(self, db: &Connection, doubtful: bool) -> Answer {
         match self {
             Self::Settle(settle, reply) => {
@@ -120,7 +133,7 @@ pub(super) fn run(db: Connection, queue: &Queue, alive: watch::Sender<()>) {
 
 struct Writer {
     db: Connection,
-    /// The last commit failed: until one succeeds, a probe has to write something to be believed.
+    /// The last batch met a failure: until one does not, a probe has to write something to be believed.
     doubtful: bool,
 }
 
@@ -141,7 +154,7 @@ impl Writer {
             // Fails only where the transaction is gone already.
             let _ = self.db.execute_batch("ROLLBACK");
         }
-        self.doubtful = committed.is_err();
+        self.doubtful = committed.is_err() || answers.iter().any(Answer::has_failed);
         for answer in answers {
             answer.release(&committed);
         }
@@ -208,17 +221,13 @@ fn begin(db: &Connection) -> Result<(), StoreError> {
 /// Runs `work` so that it happens wholly or not at all, whatever becomes of its neighbours in the same transaction.
 fn in_savepoint<T>(db: &Connection, work: impl FnOnce(&Connection) -> Result<T, StoreError>) -> Result<T, StoreError> {
     db.prepare_cached("SAVEPOINT job")?.execute([])?;
-    match work(db) {
-        Ok(value) => {
-            db.prepare_cached("RELEASE job")?.execute([])?;
-            Ok(value)
-        }
-        Err(error) => {
-            if !db.is_autocommit() && db.execute_batch("ROLLBACK TO job; RELEASE job").is_err() {
-                // Half a job must not be committed with its neighbours: give up the whole transaction.
-                let _ = db.execute_batch("ROLLBACK");
-            }
-            Err(error)
-        }
+    let result = work(db).and_then(|value| {
+        db.prepare_cached("RELEASE job")?.execute([])?;
+        Ok(value)
+    });
+    if result.is_err() && !db.is_autocommit() && db.execute_batch("ROLLBACK TO job; RELEASE job").is_err() {
+        // Half a job must not be committed with its neighbours: give up the whole transaction.
+        let _ = db.execute_batch("ROLLBACK");
     }
+    result
 }

@@ -402,7 +402,7 @@ fn what_is_settled_after_the_gateway_lost_patience_is_logged_too() {
 #[test]
 fn too_many_at_once_are_told_to_come_again() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    const CONNECTIONS: usize = 4800;
+    const CONNECTIONS: usize = 3500;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     if hard < 2 * CONNECTIONS as u64 {
