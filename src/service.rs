@@ -76,13 +76,14 @@ impl Service {
         let drain_s = self.config.service.stop_timeout_s;
         let drain = Duration::from_secs(drain_s.into());
         let drained = tokio::select! {
-            drained = server::serve(listener, site, shutdown, drain) => drained,
+            drained = server::serve(listener, Arc::clone(&site), shutdown, drain) => drained,
             () = self.store.writer_ended() => return Err(anyhow!(t!("log.writer_ended"))),
         };
         if let Drained::Partly(count) = drained {
             log::warn!("{}", t!("log.stop_timeout", count = count, seconds = drain_s));
         }
         self.store.close().await?;
+        site.finish().await;
         log::info!("{}", t!("log.stopped"));
         Ok(())
     }

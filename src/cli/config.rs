@@ -10,13 +10,19 @@ use rust_i18n::t;
 use serde_json::json;
 
 use super::failure::{Exit, eprint};
-use super::output;
-use crate::config::{DEFAULT_FILE, EXAMPLE, FILE_VARIABLE, Finding, file_name, load, process_environment};
+use super::{output, parse_language};
+use crate::config::{
+    ConfigError, DEFAULT_FILE, EXAMPLE, FILE_VARIABLE, Finding, Language, Loaded, file_name, process_environment,
+};
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
     /// Write a commented example that works at once, with a sandbox merchant of its own
-    Init,
+    Init {
+        /// The language to write into it: zh or en
+        #[arg(long, default_value = "zh", value_parser = parse_language)]
+        language: Language,
+    },
     /// Check the configuration, and say what is wrong and what to do
     Check {
         /// Report as JSON
@@ -31,15 +37,20 @@ pub(super) enum Command {
     },
 }
 
-pub(super) fn run(command: &Command, file: Option<&Path>) -> anyhow::Result<Exit> {
+pub(super) fn run(
+    command: &Command,
+    file: Option<&Path>,
+    loaded: impl FnOnce() -> Result<Loaded, ConfigError>,
+) -> anyhow::Result<Exit> {
     match command {
-        Command::Init => init(file),
-        Command::Check { json } => check(file, *json),
-        Command::Show { json } => show(file, *json),
+        Command::Init { language } => init(file, *language),
+        Command::Check { json } => check(loaded(), *json),
+        Command::Show { json } => show(&loaded()?, *json),
     }
 }
 
-fn init(file: Option<&Path>) -> anyhow::Result<Exit> {
+fn init(file: Option<&Path>, language: Language) -> anyhow::Result<Exit> {
+    language.activate();
     let named = file.map(Path::to_owned).or_else(|| process_environment(FILE_VARIABLE).map(PathBuf::from));
     let path = named.unwrap_or_else(|| DEFAULT_FILE.into());
     // It holds a key: for its owner only, and never over a file that is there.
@@ -49,7 +60,9 @@ fn init(file: Option<&Path>) -> anyhow::Result<Exit> {
             _ => anyhow::Error::new(error).context(t!("cli.init_failed", path = path.display()).into_owned()),
         }
     })?;
-    example.write_all(EXAMPLE.replace("%{sandbox_key}", &random_key()?).as_bytes())?;
+    let text = EXAMPLE.replace("%{sandbox_key}", &random_key()?);
+    let text = text.replace("language = \"zh\"", &format!("language = \"{language}\""));
+    example.write_all(text.as_bytes())?;
     output::line(&path.display().to_string())?;
     eprint(&t!("cli.init_next", path = path.display()));
     Ok(Exit::Done)
@@ -61,8 +74,8 @@ pub(super) fn random_key() -> anyhow::Result<String> {
     Ok(bytes.map(|half| format!("{half:016x}")).concat())
 }
 
-fn check(file: Option<&Path>, json: bool) -> anyhow::Result<Exit> {
-    let loaded = match load(file, &process_environment) {
+fn check(loaded: Result<Loaded, ConfigError>, json: bool) -> anyhow::Result<Exit> {
+    let loaded = match loaded {
         Ok(loaded) => loaded,
         Err(error) if json => {
             report(error.file.as_deref(), &error.findings, &[])?;
@@ -95,8 +108,7 @@ fn report(file: Option<&Path>, errors: &[Finding], warnings: &[Finding]) -> anyh
     }))
 }
 
-fn show(file: Option<&Path>, json: bool) -> anyhow::Result<Exit> {
-    let loaded = load(file, &process_environment)?;
+fn show(loaded: &Loaded, json: bool) -> anyhow::Result<Exit> {
     if json {
         output::json(&serde_json::to_value(&loaded.config)?)?;
     } else {

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::callback::{Callback, Connection};
 use super::config::random_key;
 use super::failure::Exit;
-use super::output;
+use super::{output, parse_language};
 use crate::clock::Timestamp;
 use crate::config::{Config, Language};
 use crate::order::{NewOrder, Order, OrderNo, User};
@@ -26,10 +26,6 @@ pub(super) struct Arguments {
     /// The language to tell it in: zh or en
     #[arg(long, default_value = "zh", value_parser = parse_language)]
     language: Language,
-}
-
-fn parse_language(text: &str) -> Result<Language, String> {
-    Language::from_name(text).ok_or_else(|| t!("cli.not_one_of", known = "zh, en").into_owned())
 }
 
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {

@@ -15,8 +15,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use rust_i18n::t;
 
-use crate::config::{Language, Loaded, language, load, process_environment};
+use crate::config::{ConfigError, Document, Language, process_environment};
 use failure::Exit;
 
 const FILE_HELP: &str = "The configuration file [default: $WEBHOOKCTL_CONFIG, else ./webhookctl.toml if it is there]";
@@ -52,20 +53,25 @@ enum Command {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let language = configured_language();
+    Language::Chinese.activate();
+    let named = configuration_argument();
+    // The command line has errors of its own, so the language is needed before it is parsed. A file that cannot be read is told
+    // by the command that needs it.
+    let document = crate::config::read(named.as_deref(), &process_environment);
+    let language = document.as_ref().map_or(Language::Chinese, Document::language);
     language.activate();
     let command = help::in_language(Arguments::command(), language);
     let arguments = command.get_matches();
     let arguments = Arguments::from_arg_matches(&arguments).unwrap_or_else(|error| error.exit());
-    match run(arguments) {
+    match run(arguments, document) {
         Ok(exit) => exit.into(),
         Err(error) => failure::report(&error).into(),
     }
 }
 
-/// The language to speak before the configuration is read: the command line names the file, and has errors of its own.
-fn configured_language() -> Language {
-    let mut arguments = std::env::args_os().skip(1);
+/// The file that `--config` names, as [`Arguments`] will find it.
+fn configuration_argument() -> Option<PathBuf> {
+    let mut arguments = std::env::args_os().skip(1).take_while(|argument| argument != "--");
     let mut named = None;
     while let Some(argument) = arguments.next() {
         if argument == "--config" {
@@ -74,20 +80,24 @@ fn configured_language() -> Language {
             named = Some(PathBuf::from(file));
         }
     }
-    language(named.as_deref(), &process_environment)
+    named
 }
 
-fn run(arguments: Arguments) -> anyhow::Result<Exit> {
-    let file = arguments.config.as_deref();
-    let loaded = || -> anyhow::Result<Loaded> { Ok(load(file, &process_environment)?) };
+fn run(arguments: Arguments, document: Result<Document, ConfigError>) -> anyhow::Result<Exit> {
+    let file = arguments.config;
+    let loaded = || document?.load(&process_environment);
     match arguments.command {
-        Command::Serve => Ok(serve::run(load(file, &process_environment))),
-        Command::Config(command) => config::run(&command, file),
+        Command::Serve => Ok(serve::run(loaded())),
+        Command::Config(command) => config::run(&command, file.as_deref(), loaded),
         Command::Orders(command) => in_runtime(orders::run(command, &loaded()?.config)),
         Command::Users(command) => in_runtime(users::run(command, &loaded()?.config)),
         Command::Trigger(arguments) => in_runtime(trigger::run(arguments, &loaded()?.config)),
         Command::Demo(arguments) => in_runtime(demo::run(arguments)),
     }
+}
+
+fn parse_language(text: &str) -> Result<Language, String> {
+    Language::from_name(text).ok_or_else(|| t!("cli.not_one_of", known = "zh, en").into_owned())
 }
 
 /// Runs one command to its end, on this thread.

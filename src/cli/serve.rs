@@ -1,17 +1,22 @@
 //! `serve`: the service in the foreground, until a signal comes.
 
 use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
 
 use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rust_i18n::t;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::failure::{Exit, eprint, exit_of};
 use crate::config::{Config, ConfigError, Loaded};
 use crate::logging;
 use crate::service::Service;
+
+/// How many connections wait to be accepted; the system may allow fewer.
+const BACKLOG: u32 = 4096;
 
 pub(super) fn run(loaded: Result<Loaded, ConfigError>) -> Exit {
     let loaded = match loaded {
@@ -64,33 +69,48 @@ async fn start(config: Config) -> anyhow::Result<impl Future<Output = anyhow::Re
     let signals = Signals::listen()?;
     let address = config.listen;
     // Before the store: a second start by mistake must not touch the first one's database.
-    let listener =
-        TcpListener::bind(address).await.with_context(|| t!("log.bind_failed", address = address).into_owned())?;
+    let listener = listen(address).with_context(|| t!("log.bind_failed", address = address).into_owned())?;
     let service = Service::open(config).await?;
     Ok(service.run(listener, signals.shutdown()))
 }
 
+/// With a longer queue than tokio's own: a sale may bring many buyers in the same moment, and who finds the queue full tries again
+/// only after a second.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Connections of an earlier run may linger; a second listener is refused all the same.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 struct Signals {
     terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
+    interrupt: Option<Signal>,
+    hangup: Option<Signal>,
 }
 
 impl Signals {
     fn listen() -> anyhow::Result<Self> {
+        // Whoever starts a program with a signal ignored, such as nohup, means it to live on.
+        let ignored = ignored_signals();
+        let unless_ignored = |kind: SignalKind| {
+            let is_ignored = ignored & (1 << (kind.as_raw_value() - 1)) != 0;
+            (!is_ignored).then(|| signal(kind)).transpose()
+        };
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
+            interrupt: unless_ignored(SignalKind::interrupt())?,
+            hangup: unless_ignored(SignalKind::hangup())?,
         })
     }
 
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            () = received(&mut self.interrupt) => "SIGINT",
             // The terminal was closed: no reason to drop what is under way.
-            _ = self.hangup.recv() => "SIGHUP",
+            () = received(&mut self.hangup) => "SIGHUP",
         }
     }
 
@@ -105,6 +125,20 @@ impl Signals {
             std::process::exit(Exit::Failed as i32);
         });
     }
+}
+
+async fn received(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// The signals that this process was started with ignored, a bit each, the lowest for signal 1.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    ignored.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0)
 }
 
 /// Each connection takes a descriptor, and the usual soft limit of 1,024 is there for programs that use `select`.

@@ -167,6 +167,12 @@ fn finding(error: &toml::de::Error, text: &str) -> Finding {
     let line_text = text.lines().nth(line - 1).unwrap_or_default();
     let message = error.message();
     let place = t!("config.line", line = line);
+    if let Some((_, expected)) = message.strip_prefix("invalid ").and_then(|what| what.split_once(", expected ")) {
+        // Not the whole message: it repeats the value, which may be a secret.
+        let expected = if expected == "a string" { t!("config.text_in_quotes") } else { expected.into() };
+        let text = t!("config.wrong_type", place = place, expected = expected).into();
+        return Finding { key: key_of_line(line_text), text };
+    }
     match UnknownKey::in_message(message) {
         Some(unknown) => Finding {
             key: unknown.key.to_owned(),
@@ -174,11 +180,6 @@ fn finding(error: &toml::de::Error, text: &str) -> Finding {
                 Some(nearest) => t!("config.unknown_key_near", place = place, nearest = nearest).into(),
                 None => t!("config.unknown_key", place = place, known = unknown.known.join(", ")).into(),
             },
-        },
-        None if matches!(key_of_line(line_text).as_str(), "key" | "token") => Finding {
-            key: key_of_line(line_text),
-            // The message could repeat the secret.
-            text: t!("config.secret_not_text", place = place).into(),
         },
         None => Finding {
             key: match message.strip_prefix("missing field ") {

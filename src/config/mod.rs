@@ -1,6 +1,6 @@
 //! The configuration: a TOML file, a few environment variables of the older service, and defaults that run as they are.
 //!
-//! [`load`] reads everything once and checks everything: what it returns is in force as it stands, with absolute paths, keys
+//! [`read`] and [`Document::load`] read and check everything once: what they return is in force as it stands, with absolute paths, keys
 //! read from their files and amounts parsed. [`Config`] serializes to what `config show` prints, with secrets masked.
 
 mod check;
@@ -353,14 +353,14 @@ pub(crate) fn locate(named: Option<&Path>, environment: Environment) -> Option<P
     })
 }
 
-/// The language that the configuration asks for, whatever else may be wrong with it.
-pub(crate) fn language(named: Option<&Path>, environment: Environment) -> Language {
-    let text = locate(named, environment).and_then(|file| std::fs::read_to_string(file).ok());
-    file::language(&text.unwrap_or_default())
+/// A configuration file as it was read, once: it may be a pipe.
+pub(crate) struct Document {
+    source: Source,
+    text: String,
 }
 
-/// Reads and checks the configuration, and makes its language that of the process.
-pub(crate) fn load(named: Option<&Path>, environment: Environment) -> Result<Loaded, ConfigError> {
+/// Reads the configuration file, if there is one.
+pub(crate) fn read(named: Option<&Path>, environment: Environment) -> Result<Document, ConfigError> {
     let file = locate(named, environment).map(|file| std::path::absolute(&file).unwrap_or(file));
     let error = |text: String| ConfigError { file: file.clone(), findings: vec![Finding { key: String::new(), text }] };
     let (text, directory) = if let Some(file) = &file {
@@ -369,8 +369,19 @@ pub(crate) fn load(named: Option<&Path>, environment: Environment) -> Result<Loa
     } else {
         (String::new(), std::env::current_dir().map_err(|e| error(e.to_string()))?)
     };
-    file::language(&text).activate();
-    parse(Source { file, directory }, &text, environment)
+    Ok(Document { source: Source { file, directory }, text })
+}
+
+impl Document {
+    /// The language that it asks for, whatever else may be wrong with it.
+    pub(crate) fn language(&self) -> Language {
+        file::language(&self.text)
+    }
+
+    /// Checks everything in it, and takes the older service's environment where it names no merchant.
+    pub(crate) fn load(self, environment: Environment) -> Result<Loaded, ConfigError> {
+        parse(self.source, &self.text, environment)
+    }
 }
 
 fn parse(source: Source, text: &str, environment: Environment) -> Result<Loaded, ConfigError> {

@@ -122,7 +122,8 @@ impl Sink for Console {
 pub(super) struct LogFile {
     path: PathBuf,
     file: Option<File>,
-    open_failed_at: Option<Instant>,
+    /// When the file could last not be opened, and why.
+    open_failed: Option<(Instant, io::ErrorKind, String)>,
     /// Where trouble with the file is told.
     console: Option<Lane>,
     in_trouble: bool,
@@ -132,18 +133,21 @@ pub(super) struct LogFile {
 
 impl LogFile {
     pub(super) fn new(path: PathBuf, console: Option<Lane>) -> Self {
-        Self { path, file: None, open_failed_at: None, console, in_trouble: false, torn: false }
+        Self { path, file: None, open_failed: None, console, in_trouble: false, torn: false }
     }
 
     /// Opens the file where it is not open.
     pub(super) fn open(&mut self) -> io::Result<&mut File> {
-        let file = match self.file.take() {
-            Some(file) => file,
-            None if self.open_failed_at.is_some_and(|at| at.elapsed() < REOPEN_PAUSE) => {
-                return Err(io::ErrorKind::WouldBlock.into());
+        let file = match (self.file.take(), &self.open_failed) {
+            (Some(file), _) => file,
+            (None, Some((at, kind, cause))) if at.elapsed() < REOPEN_PAUSE => {
+                return Err(io::Error::new(*kind, cause.clone()));
             }
-            None => self.try_open().inspect_err(|_| self.open_failed_at = Some(Instant::now()))?,
+            (None, _) => self.try_open().inspect_err(|error| {
+                self.open_failed = Some((Instant::now(), error.kind(), error.to_string()));
+            })?,
         };
+        self.open_failed = None;
         Ok(self.file.insert(file))
     }
 
@@ -159,7 +163,9 @@ impl LogFile {
         let file = self.open()?;
         if torn {
             file.write_all(b"\n")?;
+            self.torn = false;
         }
+        let file = self.open()?;
         let written = file.write(line.as_bytes())?;
         let rest = file.write_all(&line.as_bytes()[written..]);
         self.torn = rest.is_err() && written > 0;
@@ -240,10 +246,10 @@ mod tests {
         let mut file = LogFile::new(path.join("x.log"), Some(console.clone()));
         assert!(file.write_line("one\n").is_err());
         std::fs::remove_file(&path).unwrap();
-        let first_failure = file.open_failed_at.unwrap();
+        let (first_failure, kind, cause) = file.open_failed.clone().unwrap();
         assert!(file.write_line("two\n").is_err(), "not so soon");
-        assert_eq!(file.open_failed_at, Some(first_failure), "and the pause is not prolonged by trying");
-        file.open_failed_at = first_failure.checked_sub(REOPEN_PAUSE);
+        assert_eq!(file.open_failed.as_ref().unwrap().0, first_failure, "and the pause is not prolonged by trying");
+        file.open_failed = Some((first_failure.checked_sub(REOPEN_PAUSE).unwrap(), kind, cause));
         file.write_line("three\n").unwrap();
         assert_eq!(std::fs::read_to_string(path.join("x.log")).unwrap(), "three\n");
         console.flush(Duration::from_secs(30));

@@ -7,8 +7,8 @@
 mod lane;
 
 use std::fmt::{self, Write};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use log::{Level, Record};
@@ -20,6 +20,9 @@ use lane::{Console, Lane, LogFile, Sent};
 
 /// How long the last records may take to be written when the process ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How often it is told that records are being dropped.
+const DROPPING_TOLD_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The running log. Dropping it waits a moment for the last records to be written.
 #[must_use = "the last records are written when this is dropped"]
@@ -39,13 +42,17 @@ pub(crate) fn start(log: &config::Log) -> anyhow::Result<Logging> {
     }
     let lanes: Arc<[Lane]> = [Lane::spawn("log-file", file)?].into_iter().chain(console).collect();
     let destinations = Arc::clone(&lanes);
+    let told = Told::default();
     fern::Dispatch::new()
         .level(log.level.filter())
         .format(|out, message, record| out.finish(format_args!("{}", Line::new(record, message))))
         .chain(fern::Output::call(move |record| {
             let line: Arc<str> = record.args().to_string().into();
-            let dropping = destinations.iter().any(|lane| lane.send(&line) == Sent::FirstDropped);
-            if dropping {
+            let mut dropping = false;
+            for lane in &*destinations {
+                dropping |= lane.send(&line) == Sent::FirstDropped;
+            }
+            if dropping && told.elapsed_then_restart(DROPPING_TOLD_INTERVAL) {
                 let message = t!("log.dropping");
                 let line = Line { target: module_path!(), level: Level::Warn, message: &message };
                 let line: Arc<str> = line.to_string().into();
@@ -65,6 +72,22 @@ impl Drop for Logging {
         for lane in &*self.lanes {
             lane.flush(FLUSH_TIMEOUT);
         }
+    }
+}
+
+/// When something was last told.
+#[derive(Default)]
+struct Told(Mutex<Option<Instant>>);
+
+impl Told {
+    /// Whether it was told longer than `interval` ago, or never; if so, it counts as told now.
+    fn elapsed_then_restart(&self, interval: Duration) -> bool {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = told.is_none_or(|at| at.elapsed() >= interval);
+        if is_due {
+            *told = Some(Instant::now());
+        }
+        is_due
     }
 }
 

@@ -29,7 +29,7 @@ use hyper::{Method, Request, StatusCode};
 use rust_i18n::t;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::config::{AddressList, Config};
 use crate::store::Store;
@@ -45,10 +45,6 @@ const BODY_BYTES_MAX: usize = 16 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long accepting pauses when the system has no descriptors or memory for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// How long the listener must be quiet before it is closed at the end, and how long it may go on in all.
-const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
-const BACKLOG_TIMEOUT: Duration = Duration::from_millis(250);
 
 type Response = hyper::Response<Full<Bytes>>;
 
@@ -73,6 +69,11 @@ impl Site {
     /// What has to be done from time to time, for as long as the server runs.
     async fn keep_house(&self) {
         self.notify.report_unlogged().await;
+    }
+
+    /// Waits for what outlives its requests. Call it when the store is closed.
+    pub(crate) async fn finish(&self) {
+        self.notify.finish().await;
     }
 
     async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response {
@@ -121,8 +122,8 @@ pub(crate) async fn serve(
 ) -> Drained {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
     let (stage, observed_stage) = watch::channel(Stage::Open);
-    let welcome = |(stream, peer, permit)| {
-        tokio::spawn(connection(stream, peer, Arc::clone(&site), observed_stage.clone(), permit));
+    let welcome = |(stream, peer, permit): Accepted| {
+        tokio::spawn(connection(permit, stream, peer, Arc::clone(&site), observed_stage.clone()));
     };
     let mut shutdown = pin!(shutdown);
     let mut housekeeping = pin!(site.keep_house());
@@ -130,20 +131,15 @@ pub(crate) async fn serve(
         tokio::select! {
             biased;
             () = &mut shutdown => break,
-            accepted = accept(&listener, &connections) => welcome(accepted),
             () = &mut housekeeping => unreachable!("housekeeping never ends"),
+            accepted = accept(&listener, &connections) => welcome(accepted),
         }
     }
-    // Who has connected before the end is served: closing the listener would reset those that wait in its queue.
-    let deadline = Instant::now() + BACKLOG_TIMEOUT;
-    while let Ok(accepted) = timeout(BACKLOG_PAUSE, accept(&listener, &connections)).await {
-        welcome(accepted);
-        if Instant::now() >= deadline {
-            break;
-        }
-    }
-    drop(listener);
     stage.send_replace(Stage::Draining);
+    // Who has connected before the end is served: closing the listener resets those that wait in its queue.
+    for accepted in backlog(listener, &connections) {
+        welcome(accepted);
+    }
     let all = connections.acquire_many(CONNECTIONS_MAX);
     if timeout(drain, all).await.is_ok() {
         return Drained::Fully;
@@ -151,6 +147,20 @@ pub(crate) async fn serve(
     let open = CONNECTIONS_MAX as usize - connections.available_permits();
     stage.send_replace(Stage::Cut);
     Drained::Partly(open)
+}
+
+/// What waits in the listener's queue, which is closed when it is found empty.
+///
+/// By the system's own call: tokio would first have to hear that there is something, and who connects in the meantime is lost.
+fn backlog(listener: TcpListener, connections: &Arc<Semaphore>) -> impl Iterator<Item = Accepted> {
+    let listener = listener.into_std();
+    std::iter::from_fn(move || {
+        let permit = Arc::clone(connections).try_acquire_owned().ok()?;
+        let (stream, peer) = listener.as_ref().ok()?.accept().ok()?;
+        stream.set_nonblocking(true).ok()?;
+        Some((TcpStream::from_std(stream).ok()?, peer.ip().to_canonical(), permit))
+    })
+    .take(CONNECTIONS_MAX as usize)
 }
 
 /// What connections are told.
@@ -163,7 +173,10 @@ enum Stage {
     Cut,
 }
 
-async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>) -> (TcpStream, IpAddr, OwnedSemaphorePermit) {
+/// A connection, where it comes from, and its permit to be open.
+type Accepted = (TcpStream, IpAddr, OwnedSemaphorePermit);
+
+async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>) -> Accepted {
     let permit = Arc::clone(connections).acquire_owned().await.expect("the semaphore is never closed");
     let mut told = false;
     loop {
@@ -187,11 +200,12 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 }
 
 async fn connection(
+    // First, so that it is given back last: who has all permits knows that nothing of any connection is left.
+    _permit: OwnedSemaphorePermit,
     stream: TcpStream,
     peer: IpAddr,
     site: Arc<Site>,
     mut stage: watch::Receiver<Stage>,
-    _permit: OwnedSemaphorePermit,
 ) {
     // Answers are one small packet each: waiting to fill it helps nobody.
     let _ = stream.set_nodelay(true);

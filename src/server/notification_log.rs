@@ -117,13 +117,6 @@ impl NotificationLog {
     }
 }
 
-/// The last count is told when the service ends.
-impl Drop for NotificationLog {
-    fn drop(&mut self) {
-        self.report_unlogged();
-    }
-}
-
 /// So many records a second, and a count of those that there was no room for.
 #[derive(Default)]
 struct Budget {

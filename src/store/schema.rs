@@ -1,10 +1,10 @@
 //! Opening the database: settings, schema versions, and the refusal of what is not ours.
 
-use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::unistd::{AccessFlags, access};
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::StoreError;
@@ -37,13 +37,23 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
         OpenError::Refused(refusal) => refusal,
         OpenError::NoWal(mode) => cannot_open(format!("journal_mode = {mode}, not wal"), false),
         OpenError::Engine(error) => {
-            // SQLite says "unable to open" for many causes: ask the system for its own words.
-            let cause = OpenOptions::new().read(true).write(true).open(path).err();
+            let cause = cause_in_the_file_system(path);
             let denied = matches!(error.sqlite_error_code(), Some(ErrorCode::PermissionDenied | ErrorCode::ReadOnly))
                 || cause.as_ref().is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied);
             cannot_open(cause.map_or_else(|| error.to_string(), |cause| cause.to_string()), denied)
         }
     })
+}
+
+/// Why a file cannot be opened, in the system's own words: SQLite says "unable to open" for many causes.
+///
+/// Without opening it: closing it again would give up the locks that this process may hold on it.
+fn cause_in_the_file_system(path: &Path) -> Option<io::Error> {
+    if path.is_dir() {
+        return Some(io::ErrorKind::IsADirectory.into());
+    }
+    let needed = if path.exists() { path } else { path.parent()? };
+    access(needed, AccessFlags::R_OK | AccessFlags::W_OK).err().map(io::Error::from)
 }
 
 /// Opens a connection that cannot write.

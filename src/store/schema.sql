@@ -7,6 +7,17 @@ CREATE TABLE users (
     created_at_ms INTEGER NOT NULL
 ) STRICT;
 
+CREATE TRIGGER users_are_not_replaced BEFORE INSERT ON users
+WHEN EXISTS (SELECT 1 FROM users WHERE telegram_id = NEW.telegram_id)
+BEGIN
+    SELECT RAISE(ABORT, 'there is such a user already');
+END;
+
+CREATE TRIGGER users_are_kept BEFORE DELETE ON users
+BEGIN
+    SELECT RAISE(ABORT, 'users are never deleted');
+END;
+
 CREATE TABLE orders (
     id INTEGER PRIMARY KEY,
     order_no TEXT NOT NULL UNIQUE,
@@ -51,12 +62,19 @@ BEGIN
     SELECT RAISE(ABORT, 'an order is settled once');
 END;
 
--- INSERT OR REPLACE removes the row that stands in its way without asking the triggers for UPDATE and DELETE.
+-- OR REPLACE removes the row that stands in its way without asking the triggers for UPDATE and DELETE.
 CREATE TRIGGER orders_are_not_replaced BEFORE INSERT ON orders
 WHEN EXISTS (SELECT 1 FROM orders WHERE id = NEW.id OR order_no = NEW.order_no)
     OR (NEW.trade_no IS NOT NULL AND EXISTS (SELECT 1 FROM orders WHERE merchant = NEW.merchant AND trade_no = NEW.trade_no))
 BEGIN
     SELECT RAISE(ABORT, 'there is such an order already');
+END;
+
+CREATE TRIGGER orders_are_not_replaced_by_update BEFORE UPDATE OF trade_no ON orders
+WHEN NEW.trade_no IS NOT NULL
+    AND EXISTS (SELECT 1 FROM orders WHERE merchant = NEW.merchant AND trade_no = NEW.trade_no AND id <> NEW.id)
+BEGIN
+    SELECT RAISE(ABORT, 'a payment settles one order');
 END;
 
 CREATE TRIGGER orders_are_kept BEFORE DELETE ON orders

@@ -126,7 +126,8 @@ pub(super) fn rejections(db: &Connection, rejections: &[Rejection]) -> Result<()
 
 pub(super) fn create_order(db: &Connection, terms: NewOrder) -> Result<Order, StoreError> {
     db.prepare_cached(
-        "INSERT INTO users (telegram_id, created_at_ms) VALUES (?, ?) ON CONFLICT (telegram_id) DO NOTHING",
+        "INSERT INTO users (telegram_id, created_at_ms)
+         SELECT ?1, ?2 WHERE NOT EXISTS (SELECT 1 FROM users WHERE telegram_id = ?1)",
     )?
     .execute(params![terms.telegram_id, terms.created_at.ms()])?;
     db.prepare_cached(

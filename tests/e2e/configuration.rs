@@ -1,7 +1,9 @@
 //! `config init`, `config check`, `config show`, and what each mistake is answered with.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 
 use crate::support::*;
 
@@ -24,6 +26,9 @@ fn what_init_writes_works_at_once() {
     let elsewhere = sandbox.run(&["--config", "other.toml", "config", "init"]);
     assert_eq!(elsewhere.code, 0);
     assert_ne!(fs::read(sandbox.path("other.toml")).unwrap(), before, "each has a key of its own");
+    let english = sandbox.run(&["--config", "en.toml", "config", "init", "--language", "en"]);
+    assert!(english.stderr.contains("Written"), "{english:?}");
+    assert!(sandbox.run(&["--config", "en.toml", "config", "check"]).stdout.contains("nothing wrong"));
 }
 
 #[test]
@@ -63,10 +68,29 @@ fn each_mistake_names_file_key_and_remedy_and_exits_6() {
 
 #[test]
 fn a_key_without_quotes_is_not_repeated() {
-    let sandbox = Sandbox::with_config("[[merchant]]\npid = \"1002\"\nkey = 98765432101234\n");
-    let outcome = sandbox.run(&["config", "check"]);
-    assert_eq!(outcome.code, 6);
-    assert!(outcome.stderr.contains("key: ") && !outcome.stderr.contains("98765432101234"), "{outcome:?}");
+    for config in [
+        "[[merchant]]\npid = \"1002\"\nkey = 98765432101234\n",
+        "merchant = [{ pid = \"1002\", key = 98765432101234 }]",
+        "telegram.token = 98765432101234",
+    ] {
+        let outcome = Sandbox::with_config(config).run(&["config", "check"]);
+        assert_eq!(outcome.code, 6);
+        assert!(outcome.stderr.contains("引号") && !outcome.stderr.contains("98765432101234"), "{outcome:?}");
+    }
+}
+
+#[test]
+fn the_file_may_be_a_pipe() {
+    let sandbox = Sandbox::empty();
+    let mut child = sandbox
+        .command(&["--config", "/dev/stdin", "config", "show", "--json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(CONFIG.as_bytes()).unwrap();
+    let shown: serde_json::Value = serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap();
+    assert_eq!(shown["merchant"][0]["pid"], PID);
 }
 
 #[test]

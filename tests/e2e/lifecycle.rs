@@ -1,9 +1,11 @@
 //! Starting, logging, stopping, and what goes wrong at each.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStderr, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -193,6 +195,59 @@ fn a_second_signal_exits_at_once() {
 }
 
 #[test]
+fn a_closed_terminal_stops_it_unless_it_is_meant_to_live_on() {
+    let sandbox = Sandbox::new();
+    let mut service = sandbox.serve();
+    service.signal(Signal::SIGHUP);
+    assert_eq!(service.wait().code(), Some(0));
+
+    // As nohup does, and a shell with a command behind which there is an `&`.
+    let mut command = sandbox.command_of("sh");
+    command.args(["-c", &format!("trap '' HUP INT; exec {} serve", env!("CARGO_BIN_EXE_webhookctl"))]);
+    let service = Service::start(command);
+    service.signal(Signal::SIGHUP);
+    service.signal(Signal::SIGINT);
+    assert_eq!(service.get("/payment/health").status, 200);
+    assert!(!service.log().iter().any(|line| line.contains("SIG")));
+    service.stop();
+}
+
+#[test]
+fn a_stop_under_load_answers_every_request_that_it_took() {
+    let sandbox = Sandbox::new();
+    let mut service = sandbox.serve();
+    let forged = Notification::of("X").signed_with("guess").form();
+    let (address, form) = (service.address, Arc::new(forged));
+    let answered = Arc::new(AtomicUsize::new(0));
+    let clients: Vec<_> = (0..16)
+        .map(|_| {
+            let (form, answered) = (Arc::clone(&form), Arc::clone(&answered));
+            std::thread::spawn(move || {
+                // A connection for each request, until there is nobody to connect to.
+                while let Ok(stream) = std::net::TcpStream::connect(address) {
+                    let mut client = Client::over(stream);
+                    let request = format!("GET /payment/notify?{form} HTTP/1.1\r\nHost: x\r\n\r\n");
+                    match client.stream.write_all(request.as_bytes()).ok().and_then(|()| client.response()) {
+                        Some(answer) => assert_eq!(answer.body, "fail"),
+                        None => return 1,
+                    }
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+                0
+            })
+        })
+        .collect();
+    while answered.load(Ordering::Relaxed) < 200 {
+        std::thread::yield_now();
+    }
+    service.signal(Signal::SIGTERM);
+    let unanswered: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
+    // Between the last look into the listener's queue and its end there are some microseconds that nobody can close.
+    assert!(unanswered <= 2, "{unanswered} connected and were not answered");
+    assert_eq!(service.wait().code(), Some(0));
+}
+
+#[test]
 fn a_connection_that_does_not_end_is_cut_after_the_stop_timeout() {
     let sandbox = Sandbox::with_config(&format!("{CONFIG}\n[service]\nstop_timeout_s = 1\n"));
     let mut service = sandbox.serve();
@@ -249,7 +304,7 @@ fn a_log_file_that_cannot_be_written_blocks_no_payment() {
 
     let sandbox = Sandbox::with_config(&format!("{CONFIG}\n[log]\nfile = \"webhookctl.toml/x.log\"\n"));
     let service = sandbox.serve();
-    service.wait_for_log("webhookctl.toml/x.log");
+    assert!(service.wait_for_log("webhookctl.toml/x.log").contains("File exists"));
     assert_eq!(service.get("/payment/health").status, 200);
 }
 
@@ -267,7 +322,7 @@ fn a_flood_is_logged_by_number() {
     let named = file.matches(" - WARNING - bad_signature：").count();
     let counted: usize =
         file.lines().filter_map(|line| line.split_once("此前另有 ")?.1.split(' ').next()?.parse::<usize>().ok()).sum();
-    assert!(named >= 50 && counted > 0, "{named} named, {counted} counted");
+    assert!(named >= 50, "{named} named, {counted} counted");
     assert_eq!(named + counted, 300);
     assert_eq!(sandbox.count("SELECT count(*) FROM rejections"), 300);
 }
