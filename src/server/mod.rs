@@ -216,14 +216,14 @@ async fn connection(
         async move {
             // A chunked body's end is hyper's knowledge alone, so its connection is not used again; see `guard`.
             let chunked = request.headers().contains_key(TRANSFER_ENCODING);
-            let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+            let asked = log::log_enabled!(log::Level::Debug).then(|| beginning_of(&request));
             let refusal = control.refusal().filter(|_| request.method().as_str() == guard::REFUSED);
             let mut response = match refusal {
                 Some(refusal) => text(refusal.status(), notify::FAIL),
                 None => site.answer(request, peer).await,
             };
-            if response.status().is_client_error() {
-                log::debug!("{} {method} {}: {peer}", response.status(), path.chars().take(64).collect::<String>());
+            if let Some(asked) = asked.filter(|_| response.status().is_client_error()) {
+                log::debug!("{} {asked}: {peer}", response.status());
             }
             let closes = matches!(response.status(), StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
             if chunked || closes || refusal.is_some() || control.is_draining() {
@@ -254,6 +254,12 @@ async fn connection(
             },
         }
     }
+}
+
+/// What a request asks for, without its query: that may hold a signature.
+fn beginning_of(request: &Request<Incoming>) -> String {
+    let path: String = request.uri().path().chars().take(64).collect();
+    format!("{} {path}", request.method())
 }
 
 fn announced_length(request: &Request<Incoming>) -> u64 {
