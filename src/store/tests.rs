@@ -224,6 +224,11 @@ async fn the_schema_itself_keeps_the_books() {
     ] {
         assert!(db.execute_batch(forbidden).is_err(), "{forbidden}");
     }
+    db.pragma_update(None, "foreign_keys", true).unwrap();
+    let of_nobody =
+        "INSERT INTO orders (order_no, merchant, telegram_id, name, type, amount_fen, credits, created_at_ms,
+             expires_at_ms) VALUES ('A3', '1002', 1, 'x', 'alipay', 100, 70, 0, 0)";
+    assert!(db.execute_batch(of_nobody).is_err(), "{of_nobody}");
     assert_eq!(fixture.store.user(1001).await.unwrap().unwrap().credits, 70);
 }
 

@@ -129,6 +129,17 @@ fn every_outcome_that_proves_nothing() {
 }
 
 #[test]
+fn a_long_rejected_payload_is_kept_in_part_with_its_length() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.serve();
+    let form = Notification::of("X").with("name", &"x".repeat(10_000)).signed_with("guess").form();
+    assert_answer(&service.post(&form), FAIL);
+    service.stop();
+    assert_eq!(sandbox.count("SELECT length(payload) FROM rejections"), 4096);
+    assert_eq!(sandbox.count("SELECT payload_bytes FROM rejections"), i64::try_from(form.len()).unwrap());
+}
+
+#[test]
 fn a_merchants_orders_are_settled_by_that_merchant_alone() {
     let sandbox = Sandbox::new();
     let service = sandbox.serve();

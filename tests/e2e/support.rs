@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -190,9 +190,41 @@ impl Outcome {
     }
 }
 
-/// A running `webhookctl serve`, killed when it goes out of scope.
+/// A process, killed when it goes out of scope.
+pub struct Process(Child);
+
+impl Process {
+    pub fn spawn(command: &mut Command) -> Self {
+        Self(command.spawn().unwrap())
+    }
+
+    pub fn stderr(&mut self) -> ChildStderr {
+        self.0.stderr.take().unwrap()
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.id().try_into().unwrap())
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        self.0.wait().unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A running `webhookctl serve`.
 pub struct Service {
-    child: Child,
+    process: Process,
     pub address: SocketAddr,
     console: Arc<Console>,
 }
@@ -216,9 +248,9 @@ impl Console {
 
 impl Service {
     pub fn start(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut process = Process::spawn(command.stdout(Stdio::null()).stderr(Stdio::piped()));
         let console = Arc::new(Console::default());
-        let stderr = child.stderr.take().unwrap();
+        let stderr = process.stderr();
         let lines = Arc::clone(&console);
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
@@ -226,7 +258,7 @@ impl Service {
                 lines.changed.notify_all();
             }
         });
-        let mut service = Self { child, address: ([127, 0, 0, 1], 0).into(), console };
+        let mut service = Self { process, address: ([127, 0, 0, 1], 0).into(), console };
         let line = service.wait_for_log("监听 ");
         service.address = line.split_once("监听 ").unwrap().1.split('，').next().unwrap().parse().unwrap();
         service
@@ -250,15 +282,15 @@ impl Service {
     }
 
     pub fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.id().try_into().unwrap())
+        self.process.pid()
     }
 
     pub fn signal(&self, signal: Signal) {
-        kill(self.pid(), signal).unwrap();
+        self.process.signal(signal);
     }
 
     pub fn wait(&mut self) -> ExitStatus {
-        self.child.wait().unwrap()
+        self.process.wait()
     }
 
     pub fn stop(mut self) {
@@ -282,13 +314,6 @@ impl Service {
     pub fn post(&self, form: &str) -> (u16, String) {
         let response = self.client().send(post(form));
         (response.status, response.body)
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
