@@ -16,6 +16,11 @@ macro_rules! named_enum {
                 match self { $(Self::$variant => $text,)+ }
             }
 
+            /// Every name, for a person to choose from.
+            pub fn known() -> String {
+                Self::ALL.iter().map(|variant| variant.name()).collect::<Vec<_>>().join(", ")
+            }
+
             /// The variant of this name.
             pub fn from_name(name: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|variant| variant.name() == name)

@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::anyhow;
 use rust_i18n::t;
@@ -12,7 +12,7 @@ use serde_json::json;
 use super::failure::{Exit, eprint};
 use super::{output, parse_language};
 use crate::config::{
-    ConfigError, DEFAULT_FILE, EXAMPLE, FILE_VARIABLE, Finding, Language, Loaded, file_name, process_environment,
+    ConfigError, DEFAULT_FILE, EXAMPLE, Finding, Language, Loaded, asked_for, file_name, process_environment,
 };
 
 #[derive(clap::Subcommand)]
@@ -51,8 +51,7 @@ pub(super) fn run(
 
 fn init(file: Option<&Path>, language: Language) -> anyhow::Result<Exit> {
     language.activate();
-    let named = file.map(Path::to_owned).or_else(|| process_environment(FILE_VARIABLE).map(PathBuf::from));
-    let path = named.unwrap_or_else(|| DEFAULT_FILE.into());
+    let path = asked_for(file, &process_environment).unwrap_or_else(|| DEFAULT_FILE.into());
     // It holds a key: for its owner only, and never over a file that is there.
     let mut example = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(|error| {
         match error.kind() {

@@ -7,18 +7,20 @@ use rust_i18n::t;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use super::callback::{Callback, Connection};
+use super::callback::{Callback, Connection, Fields};
 use super::config::random_key;
 use super::failure::Exit;
-use super::{output, parse_language};
+use super::orders::{Create, new_order};
+use super::{output, parse_language, users};
 use crate::clock::Timestamp;
 use crate::config::{Config, Language};
-use crate::order::{NewOrder, Order, OrderNo, User};
+use crate::order::{Order, User};
 use crate::secret::Secret;
 use crate::service::Service;
 use crate::store::Store;
 
 const PID: &str = "demo";
+const PACKAGE: &str = "silver";
 const TELEGRAM_ID: i64 = 1001;
 
 #[derive(clap::Args)]
@@ -33,7 +35,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let key = random_key()?;
     let text = format!(
         "language = \"{}\"\n[[merchant]]\npid = \"{PID}\"\nkey = \"{key}\"\nsandbox = true\n\
-         [[package]]\nid = \"silver\"\nname = \"VIP白银\"\nprice = \"36.00\"\ncredits = 70\n",
+         [[package]]\nid = \"{PACKAGE}\"\nname = \"VIP白银\"\nprice = \"36.00\"\ncredits = 70\n",
         arguments.language
     );
     let config = Config::from_toml(&text, directory.path())?;
@@ -87,10 +89,7 @@ impl Demo {
 
         let user = self.store.user(TELEGRAM_ID).await?;
         let expected = User { credits: 70, orders_paid: 1, telegram_id: TELEGRAM_ID };
-        let shown = user.map_or_else(String::new, |user| {
-            let (id, credits, orders) = (user.telegram_id, user.credits, user.orders_paid);
-            t!("user.summary", user = id, credits = credits, orders = orders).into_owned()
-        });
+        let shown = user.as_ref().map(users::summary).unwrap_or_default();
         self.tell(user == Some(expected), &shown)
     }
 
@@ -100,35 +99,12 @@ impl Demo {
     }
 
     async fn create_order(&self, config: &Config) -> anyhow::Result<Order> {
-        let package = &config.packages[0];
-        let now = Timestamp::now();
-        let order = NewOrder {
-            order_no: OrderNo::generate(now),
-            merchant: PID.into(),
-            telegram_id: TELEGRAM_ID,
-            package: Some(package.id.clone()),
-            name: package.name.clone(),
-            payment_type: "alipay".into(),
-            amount: package.price,
-            credits: package.credits,
-            param: None,
-            created_at: now,
-            expires_at: now.plus_seconds(config.orders.expire_after_s),
-        };
+        let order = new_order(Create::of_package(TELEGRAM_ID, PACKAGE), config, Timestamp::now())?;
         Ok(self.store.create_order(order).await?)
     }
 
     fn callback(order: &Order, key: &Secret) -> Callback {
-        let fields = vec![
-            ("pid", PID.to_owned()),
-            ("trade_no", format!("T{}", order.terms.order_no)),
-            ("out_trade_no", order.terms.order_no.to_string()),
-            ("type", order.terms.payment_type.clone()),
-            ("name", order.terms.name.clone()),
-            ("money", order.terms.amount.to_string()),
-            ("trade_status", "TRADE_SUCCESS".to_owned()),
-        ];
-        Callback::sign(fields, key, Method::POST)
+        Callback::sign(Fields::of(order), key, Method::POST)
     }
 
     async fn send(&self, callback: &Callback) -> anyhow::Result<String> {

@@ -97,7 +97,7 @@ fn run(arguments: Arguments, document: Result<Document, ConfigError>) -> anyhow:
 }
 
 fn parse_language(text: &str) -> Result<Language, String> {
-    Language::from_name(text).ok_or_else(|| t!("cli.not_one_of", known = "zh, en").into_owned())
+    Language::from_name(text).ok_or_else(|| t!("cli.not_one_of", known = Language::known()).into_owned())
 }
 
 /// Runs one command to its end, on this thread.

@@ -6,11 +6,13 @@ use rust_i18n::t;
 use super::failure::{Exit, eprint, usage};
 use super::output;
 use crate::clock::Timestamp;
-use crate::config::{CREDITS_MAX, Config, NAME_BYTES_MAX, Package};
-use crate::epay;
+use crate::config::{CREDITS_MAX, Config, Package, faults_of_gateway_text};
 use crate::money::Amount;
 use crate::order::{NewOrder, Order, OrderNo, OrderStatus};
 use crate::store::{OrderFilter, Store};
+
+/// The payment method where none is named.
+pub(super) const DEFAULT_PAYMENT_TYPE: &str = "alipay";
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
@@ -60,7 +62,7 @@ pub(super) struct Create {
     #[arg(long, value_name = "TEXT", value_parser = parse_text_to_gateway, conflicts_with = "package")]
     name: Option<String>,
     /// The payment method: alipay, wxpay, qqpay, usdt, …
-    #[arg(long = "type", value_name = "TYPE", default_value = "alipay", value_parser = parse_payment_type)]
+    #[arg(long = "type", value_name = "TYPE", default_value = DEFAULT_PAYMENT_TYPE, value_parser = parse_payment_type)]
     payment_type: String,
     /// The merchant's pid; needed where there are several
     #[arg(long, value_name = "PID")]
@@ -101,19 +103,34 @@ async fn create(arguments: Create, config: &Config) -> anyhow::Result<Exit> {
     show(&order, json)
 }
 
-fn new_order(arguments: Create, config: &Config, now: Timestamp) -> anyhow::Result<NewOrder> {
+impl Create {
+    /// An order of a package, with nothing special about it.
+    pub(super) fn of_package(telegram_id: i64, package: &str) -> Self {
+        Self {
+            telegram_id,
+            package: Some(package.to_owned()),
+            amount: None,
+            credits: None,
+            name: None,
+            payment_type: DEFAULT_PAYMENT_TYPE.to_owned(),
+            merchant: None,
+            param: None,
+            json: false,
+        }
+    }
+}
+
+/// What is asked for, as an order under the configured merchants and packages.
+pub(super) fn new_order(arguments: Create, config: &Config, now: Timestamp) -> anyhow::Result<NewOrder> {
     let merchant = choose_merchant(config, arguments.merchant.as_deref())?;
-    let package = match &arguments.package {
-        Some(id) => Some(find_package(config, id)?),
-        None => None,
-    };
-    let (amount, credits) = match package {
-        Some(package) => (package.price, package.credits),
-        None => arguments.amount.zip(arguments.credits).ok_or_else(|| usage(t!("cli.package_or_amount")))?,
-    };
-    let name = match package {
-        Some(package) => package.name.clone(),
-        None => arguments.name.unwrap_or_else(|| t!("cli.product_name", credits = credits).into_owned()),
+    let package = arguments.package.as_deref().map(|id| find_package(config, id)).transpose()?;
+    let (amount, credits, name) = if let Some(package) = package {
+        (package.price, package.credits, package.name.clone())
+    } else {
+        let terms = arguments.amount.zip(arguments.credits);
+        let (amount, credits) = terms.ok_or_else(|| usage(t!("cli.package_or_amount")))?;
+        let name = arguments.name.unwrap_or_else(|| t!("cli.product_name", credits = credits).into_owned());
+        (amount, credits, name)
     };
     Ok(NewOrder {
         order_no: OrderNo::generate(now),
@@ -208,8 +225,7 @@ fn status_name(status: OrderStatus) -> String {
 }
 
 fn parse_status(text: &str) -> Result<OrderStatus, String> {
-    let known = || OrderStatus::ALL.iter().map(|status| status.name()).collect::<Vec<_>>().join(", ");
-    OrderStatus::from_name(text).ok_or_else(|| t!("cli.not_one_of", known = known()).into_owned())
+    OrderStatus::from_name(text).ok_or_else(|| t!("cli.not_one_of", known = OrderStatus::known()).into_owned())
 }
 
 fn parse_amount(text: &str) -> Result<Amount, String> {
@@ -225,9 +241,8 @@ fn parse_payment_type(text: &str) -> Result<String, String> {
 }
 
 fn parse_text_to_gateway(text: &str) -> Result<String, String> {
-    if let Some(forbidden) = epay::forbidden_char(text) {
-        return Err(t!("config.name_forbidden", char = forbidden.escape_default()).into_owned());
+    match faults_of_gateway_text(text).into_iter().next() {
+        Some(fault) => Err(fault),
+        None => Ok(text.to_owned()),
     }
-    let fits = !text.trim().is_empty() && text.len() <= NAME_BYTES_MAX;
-    fits.then(|| text.to_owned()).ok_or_else(|| t!("config.name_length", max = NAME_BYTES_MAX).into_owned())
 }

@@ -12,7 +12,7 @@ use rust_i18n::t;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::callback::{Answer, Callback, Connection, reachable};
+use super::callback::{Answer, Callback, Connection, Fields, reachable};
 use super::failure::{Exit, eprint, usage};
 use super::output;
 use crate::config::{Config, Merchant};
@@ -124,26 +124,25 @@ pub(super) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result
 
 /// The callback for `order`, changed as the arguments say; an order that is not there needs a merchant and an amount.
 fn callback(arguments: &Arguments, order: Option<&Order>, config: &Config) -> anyhow::Result<Callback> {
-    let terms = order.map(|order| &order.terms);
-    let unknown = || anyhow!(t!("cli.no_such_order_to_trigger", order = arguments.order_no).into_owned());
-    let pid = arguments.pid.clone().or_else(|| terms.map(|terms| terms.merchant.clone())).ok_or_else(unknown)?;
-    let money = arguments.money.clone().or_else(|| terms.map(|terms| terms.amount.to_string())).ok_or_else(unknown)?;
-    let key = signing_key(&pid, terms.map(|terms| terms.merchant.as_str()), arguments.live, config)?;
-    // The same number each time, as from a gateway that sends a callback again.
-    let trade_no = arguments.trade_no.clone().unwrap_or_else(|| format!("T{}", arguments.order_no));
-    let name = arguments.name.as_deref().or(terms.map(|terms| terms.name.as_str())).unwrap_or("product");
-    let mut fields = vec![
-        ("pid", pid),
-        ("trade_no", trade_no),
-        ("out_trade_no", arguments.order_no.clone()),
-        ("type", terms.map_or("alipay", |terms| terms.payment_type.as_str()).to_owned()),
-        ("name", name.to_owned()),
-        ("money", money),
-        ("trade_status", arguments.status.clone().unwrap_or_else(|| "TRADE_SUCCESS".into())),
-    ];
-    if let Some(param) = arguments.param.as_ref().or(terms.and_then(|terms| terms.param.as_ref())) {
-        fields.push(("param", param.clone()));
+    let mut fields = match (order, &arguments.pid, &arguments.money) {
+        (Some(order), _, _) => Fields::of(order),
+        (None, Some(pid), Some(money)) => Fields::unknown(&arguments.order_no, pid.clone(), money.clone()),
+        (None, _, _) => bail!(t!("cli.no_such_order_to_trigger", order = arguments.order_no).into_owned()),
+    };
+    for (said, instead) in [
+        (&mut fields.pid, &arguments.pid),
+        (&mut fields.trade_no, &arguments.trade_no),
+        (&mut fields.name, &arguments.name),
+        (&mut fields.money, &arguments.money),
+        (&mut fields.trade_status, &arguments.status),
+    ] {
+        if let Some(instead) = instead {
+            said.clone_from(instead);
+        }
     }
+    fields.param = arguments.param.clone().or(fields.param);
+    let owner = order.map(|order| order.terms.merchant.as_str());
+    let key = signing_key(&fields.pid, owner, arguments.live, config)?;
     let mut callback = Callback::sign(fields, &key, arguments.method.into());
     if arguments.bad_sign {
         callback.spoil();

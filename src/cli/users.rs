@@ -59,9 +59,14 @@ pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exi
     Ok(Exit::Done)
 }
 
+/// A user in one line.
+pub(super) fn summary(user: &User) -> String {
+    let User { telegram_id, credits, orders_paid } = user;
+    t!("user.summary", user = telegram_id, credits = credits, orders = orders_paid).into_owned()
+}
+
 fn show(user: &User, history: &[LedgerEntry]) -> anyhow::Result<()> {
-    let (id, credits, orders) = (user.telegram_id, user.credits, user.orders_paid);
-    output::line(&t!("user.summary", user = id, credits = credits, orders = orders))?;
+    output::line(&summary(user))?;
     let rows: Vec<_> = history
         .iter()
         .map(|entry| {

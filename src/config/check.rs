@@ -19,7 +19,7 @@ use crate::secret::{MASK, Secret};
 use crate::settlement::LatePolicy;
 
 /// How many bytes of a product name gateways keep.
-pub(crate) const NAME_BYTES_MAX: usize = 127;
+const NAME_BYTES_MAX: usize = 127;
 /// The credits that one package or order may give.
 pub(crate) const CREDITS_MAX: i64 = 1_000_000_000;
 
@@ -62,13 +62,13 @@ impl Check<'_> {
             Ok(listen) => Some(listen),
             Err(_) => self.error("listen", t!("config.bad_listen", value = written.listen)),
         };
-        let language = self.one_of("language", &written.language, Language::ALL, Language::name);
+        let language = self.one_of("language", &written.language, Language::from_name, Language::known);
         let trusted_proxies = self.addresses("trusted_proxies", &written.trusted_proxies);
         if trusted_proxies.0.iter().any(|net| net.prefix_len() == 0) {
             self.warn("trusted_proxies", t!("config.trusts_everyone"));
         }
         let database = self.database(&written.database.url);
-        let level = self.one_of("log.level", &written.log.level, LogLevel::ALL, LogLevel::name);
+        let level = self.one_of("log.level", &written.log.level, LogLevel::from_name, LogLevel::known);
         for (key, timeout) in [
             ("service.start_timeout_s", written.service.start_timeout_s),
             ("service.stop_timeout_s", written.service.stop_timeout_s),
@@ -85,7 +85,7 @@ impl Check<'_> {
         }
         let merchants = self.merchants(written.merchant);
         let packages = self.packages(written.package);
-        let late = self.one_of("orders.late", &written.orders.late, LatePolicy::ALL, LatePolicy::name);
+        let late = self.one_of("orders.late", &written.orders.late, LatePolicy::from_name, LatePolicy::known);
         let telegram = self.telegram(written.telegram);
         Some(Config {
             listen: listen?,
@@ -109,11 +109,16 @@ impl Check<'_> {
         self.directory.join(written)
     }
 
-    fn one_of<T: Copy>(&mut self, key: &str, value: &str, all: &[T], name: fn(T) -> &'static str) -> Option<T> {
-        let found = all.iter().copied().find(|&variant| name(variant) == value);
+    fn one_of<T>(
+        &mut self,
+        key: &str,
+        value: &str,
+        from_name: fn(&str) -> Option<T>,
+        known: fn() -> String,
+    ) -> Option<T> {
+        let found = from_name(value);
         if found.is_none() {
-            let known: Vec<_> = all.iter().map(|&variant| name(variant)).collect();
-            self.error::<()>(key, t!("config.not_one_of", value = value, known = known.join(", ")));
+            self.error::<()>(key, t!("config.not_one_of", value = value, known = known()));
         }
         found
     }
@@ -148,7 +153,7 @@ impl Check<'_> {
             (Some(_), Some(_)) => self.error(key, t!("config.secret_twice", key = key, file_key = file_key)),
             (Some(text), None) => self.secret_text(key, &text),
             (None, Some(file)) => {
-                let text = self.secret_file(&file_key, &file)?;
+                let text = self.read_file(&file_key, &file)?;
                 self.secret_text(&file_key, text.trim_end_matches(['\r', '\n']))
             }
             (None, None) => None,
@@ -168,7 +173,7 @@ impl Check<'_> {
         Some(Secret::new(text))
     }
 
-    fn secret_file(&mut self, key: &str, file: &str) -> Option<String> {
+    fn read_file(&mut self, key: &str, file: &str) -> Option<String> {
         let path = self.path(file);
         match std::fs::read_to_string(&path) {
             Ok(text) => Some(text),
@@ -200,7 +205,7 @@ impl Check<'_> {
         if pid.is_empty() || !pid.bytes().all(|b| b.is_ascii_graphic() && b != b'&') {
             return self.error("merchant.pid", t!("config.bad_pid", pid = pid));
         }
-        let protocol = self.one_of(&key("protocol"), &written.protocol, Protocol::ALL, Protocol::name)?;
+        let protocol = self.one_of(&key("protocol"), &written.protocol, Protocol::from_name, Protocol::known)?;
         let has_platform_key = written.platform_public_key_file.is_some();
         let file_of = |file: &Option<String>| file.as_ref().map(|file| self.path(file));
         let platform_public_key_file = file_of(&written.platform_public_key_file);
@@ -220,7 +225,7 @@ impl Check<'_> {
                     return self.error(&key("key"), t!("config.v2_with_v1_key"));
                 }
                 if let Some(file) = written.private_key_file {
-                    self.secret_file(&key("private_key_file"), &file)?;
+                    self.read_file(&key("private_key_file"), &file)?;
                 }
                 Credentials::V2 { platform_key: self.platform_key(&key, written.platform_public_key_file)? }
             }
@@ -246,7 +251,7 @@ impl Check<'_> {
         if matches!(written, "signature+query" | "query") {
             return self.error(key, t!("config.proof_unsupported", value = written));
         }
-        self.one_of(key, written, Proof::ALL, Proof::name)
+        self.one_of(key, written, Proof::from_name, Proof::known)
     }
 
     fn platform_key(&mut self, key: &dyn Fn(&str) -> String, file: Option<String>) -> Option<PlatformKey> {
@@ -254,16 +259,10 @@ impl Check<'_> {
         let Some(file) = file else {
             return self.error(&name, t!("config.platform_key_missing"));
         };
-        let path = self.path(&file);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) => {
-                return self.error(&name, t!("config.secret_unreadable", path = path.display(), error = error));
-            }
-        };
+        let text = self.read_file(&name, &file)?;
         match PlatformKey::parse(&text) {
             Ok(platform_key) => Some(platform_key),
-            Err(_) => self.error(&name, t!("config.bad_platform_key", path = path.display())),
+            Err(_) => self.error(&name, t!("config.bad_platform_key", path = self.path(&file).display())),
         }
     }
 
@@ -297,7 +296,9 @@ impl Check<'_> {
         if id.is_empty() || !id.bytes().all(id_byte) {
             return self.error("package.id", t!("config.bad_package_id", id = id));
         }
-        self.product_name(&key("name"), &written.name);
+        for fault in faults_of_gateway_text(&written.name) {
+            self.error::<()>(&key("name"), fault);
+        }
         if !(1..=CREDITS_MAX).contains(&written.credits) {
             self.error::<()>(&key("credits"), t!("config.bad_credits", max = CREDITS_MAX));
         }
@@ -309,15 +310,6 @@ impl Check<'_> {
             _ => return self.error(&key("price"), t!("config.bad_price", value = written.price)),
         };
         Some(Package { name: written.name, price, credits: written.credits, id })
-    }
-
-    fn product_name(&mut self, key: &str, name: &str) {
-        if let Some(forbidden) = epay::forbidden_char(name) {
-            self.error::<()>(key, t!("config.name_forbidden", char = forbidden.escape_default()));
-        }
-        if name.trim().is_empty() || name.len() > NAME_BYTES_MAX {
-            self.error::<()>(key, t!("config.name_length", max = NAME_BYTES_MAX));
-        }
     }
 
     fn telegram(&mut self, written: file::Telegram) -> Telegram {
@@ -362,6 +354,15 @@ impl Check<'_> {
             sandbox: false,
         });
     }
+}
+
+/// What is wrong with a product name or `param` that is to be sent to a gateway.
+pub(crate) fn faults_of_gateway_text(text: &str) -> Vec<String> {
+    let forbidden = epay::forbidden_char(text)
+        .map(|forbidden| t!("config.name_forbidden", char = forbidden.escape_default()).into_owned());
+    let is_short_and_visible = !text.trim().is_empty() && text.len() <= NAME_BYTES_MAX;
+    let length = (!is_short_and_visible).then(|| t!("config.name_length", max = NAME_BYTES_MAX).into_owned());
+    forbidden.into_iter().chain(length).collect()
 }
 
 /// The gateway's base URL: that of its page, such as `https://pay.example.com/submit.php`, without the page.

@@ -1,12 +1,12 @@
 //! The configuration: a TOML file, a few environment variables of the older service, and defaults that run as they are.
 //!
-//! [`read`] and [`Document::load`] read and check everything once: what they return is in force as it stands, with absolute paths, keys
-//! read from their files and amounts parsed. [`Config`] serializes to what `config show` prints, with secrets masked.
+//! [`read`] and [`Document::load`] read and check everything once: what they return is in force as it stands, with absolute
+//! paths, keys read from their files and amounts parsed. [`Config`] serializes to what `config show` prints, with secrets masked.
 
 mod check;
 mod file;
 
-pub(crate) use check::{CREDITS_MAX, NAME_BYTES_MAX};
+pub(crate) use check::{CREDITS_MAX, faults_of_gateway_text};
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -25,7 +25,7 @@ use crate::settlement::LatePolicy;
 /// The file that is read where none is named.
 pub(crate) const DEFAULT_FILE: &str = "webhookctl.toml";
 /// The environment variable that names the file.
-pub(crate) const FILE_VARIABLE: &str = "WEBHOOKCTL_CONFIG";
+const FILE_VARIABLE: &str = "WEBHOOKCTL_CONFIG";
 /// A commented example, with `%{sandbox_key}` where a key of its own belongs.
 pub(crate) const EXAMPLE: &str = include_str!("example.toml");
 
@@ -342,15 +342,16 @@ pub(crate) fn process_environment(name: &str) -> Option<String> {
     value.map(|value| value.to_string_lossy().into_owned())
 }
 
-/// The file to read: the one named, else the one that the environment names, else the default one if it is there.
-pub(crate) fn locate(named: Option<&Path>, environment: Environment) -> Option<PathBuf> {
-    let named = named.map(Path::to_owned).or_else(|| environment(FILE_VARIABLE).map(PathBuf::from));
-    named.or_else(|| {
-        Some(PathBuf::from(DEFAULT_FILE)).filter(|file| {
-            // A directory that cannot be searched is an error to tell, not an absent file.
-            file.try_exists().unwrap_or(true)
-        })
-    })
+/// The file that is asked for: the one named, else the one that the environment names.
+pub(crate) fn asked_for(named: Option<&Path>, environment: Environment) -> Option<PathBuf> {
+    named.map(Path::to_owned).or_else(|| environment(FILE_VARIABLE).map(PathBuf::from))
+}
+
+/// The file to read: the one asked for, else the default one if it is there.
+fn locate(named: Option<&Path>, environment: Environment) -> Option<PathBuf> {
+    // A directory that cannot be searched is an error to tell, not an absent file.
+    let is_there = |file: &PathBuf| file.try_exists().unwrap_or(true);
+    asked_for(named, environment).or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(is_there))
 }
 
 /// A configuration file as it was read, once: it may be a pipe.
