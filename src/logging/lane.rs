@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use log::Level;
 use rust_i18n::t;
 
-use super::Line;
+use super::own_line;
 
 /// How many records wait for a slow destination.
 const QUEUE_MAX: usize = 4096;
@@ -101,9 +101,8 @@ fn run(messages: &Receiver<Message>, dropped: &AtomicU64, mut sink: impl Sink) {
 fn report_dropped(dropped: &AtomicU64, sink: &mut impl Sink) {
     let count = dropped.swap(0, Ordering::Relaxed);
     if count > 0 {
-        let message = t!("log.dropped", count = count);
-        let line = Line { target: "webhookctl::logging", level: Level::Warn, message: &message };
-        if sink.write_line(&line.to_string()).is_err() {
+        let line = own_line(Level::Warn, &t!("log.dropped", count = count));
+        if sink.write_line(&line).is_err() {
             dropped.fetch_add(count, Ordering::Relaxed);
         }
     }
@@ -137,18 +136,26 @@ impl LogFile {
     }
 
     /// Opens the file where it is not open.
-    pub(super) fn open(&mut self) -> io::Result<&mut File> {
-        let file = match (self.file.take(), &self.open_failed) {
-            (Some(file), _) => file,
-            (None, Some((at, kind, cause))) if at.elapsed() < REOPEN_PAUSE => {
-                return Err(io::Error::new(*kind, cause.clone()));
+    pub(super) fn open(&mut self) -> io::Result<()> {
+        if self.file.is_some() {
+            return Ok(());
+        }
+        if let Some((at, kind, cause)) = &self.open_failed
+            && at.elapsed() < REOPEN_PAUSE
+        {
+            return Err(io::Error::new(*kind, cause.clone()));
+        }
+        match self.try_open() {
+            Ok(file) => {
+                self.file = Some(file);
+                self.open_failed = None;
+                Ok(())
             }
-            (None, _) => self.try_open().inspect_err(|error| {
+            Err(error) => {
                 self.open_failed = Some((Instant::now(), error.kind(), error.to_string()));
-            })?,
-        };
-        self.open_failed = None;
-        Ok(self.file.insert(file))
+                Err(error)
+            }
+        }
     }
 
     fn try_open(&self) -> io::Result<File> {
@@ -159,23 +166,21 @@ impl LogFile {
     }
 
     fn write(&mut self, line: &str) -> io::Result<()> {
-        let torn = self.torn;
-        let file = self.open()?;
-        if torn {
+        self.open()?;
+        let Self { file: Some(file), torn, .. } = self else { return Err(io::ErrorKind::NotFound.into()) };
+        if *torn {
             file.write_all(b"\n")?;
-            self.torn = false;
+            *torn = false;
         }
-        let file = self.open()?;
         let written = file.write(line.as_bytes())?;
         let rest = file.write_all(&line.as_bytes()[written..]);
-        self.torn = rest.is_err() && written > 0;
+        *torn = rest.is_err() && written > 0;
         rest
     }
 
     /// The record that tells what is wrong with the file.
     pub(super) fn complaint(&self, error: &io::Error) -> String {
-        let text = t!("log.file_failed", path = self.path.display(), error = error);
-        Line { target: "webhookctl::logging", level: Level::Error, message: &text }.to_string()
+        own_line(Level::Error, &t!("log.file_failed", path = self.path.display(), error = error))
     }
 }
 

@@ -53,9 +53,7 @@ pub(crate) fn start(log: &config::Log) -> anyhow::Result<Logging> {
                 dropping |= lane.send(&line) == Sent::FirstDropped;
             }
             if dropping && told.elapsed_then_restart(DROPPING_TOLD_INTERVAL) {
-                let message = t!("log.dropping");
-                let line = Line { target: module_path!(), level: Level::Warn, message: &message };
-                let line: Arc<str> = line.to_string().into();
+                let line: Arc<str> = own_line(Level::Warn, &t!("log.dropping")).into();
                 for lane in &*destinations {
                     lane.send(&line);
                 }
@@ -113,6 +111,11 @@ impl<'a> Line<'a> {
     fn new(record: &'a Record, message: &'a dyn fmt::Display) -> Self {
         Self { target: record.target(), level: record.level(), message }
     }
+}
+
+/// A record of the log about itself, which must not go the way of other records.
+fn own_line(level: Level, message: &str) -> String {
+    Line { target: module_path!(), level, message: &message }.to_string()
 }
 
 impl fmt::Display for Line<'_> {

@@ -258,8 +258,7 @@ async fn connection(
 
 /// What a request asks for, without its query: that may hold a signature.
 fn beginning_of(request: &Request<Incoming>) -> String {
-    let path: String = request.uri().path().chars().take(64).collect();
-    format!("{} {path}", request.method())
+    format!("{} {}", request.method(), notification_log::shortened(request.uri().path()))
 }
 
 fn announced_length(request: &Request<Incoming>) -> u64 {

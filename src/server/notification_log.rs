@@ -53,33 +53,29 @@ impl NotificationLog {
         }
         let [pid, order, trade] = [&claim.merchant, &claim.order_no, &claim.trade_no].map(|field| shortened(field));
         let amount = claim.amount;
-        let (level, text) = match settled {
-            Ok(Settlement { credited: Some(Credited { telegram_id: user, credits }), .. }) => {
-                let credits = t!("log.credited", user = user, credits = credits);
-                let text =
-                    t!("log.verified", what = outcome, order = order, trade = trade, amount = amount, rest = credits);
-                (log::Level::Info, text)
-            }
-            Ok(Settlement { order_amount, .. }) => {
-                let level = match outcome {
-                    Outcome::Duplicate | Outcome::NotPaid => log::Level::Info,
-                    _ => log::Level::Warn,
-                };
-                let what = match (outcome, order_amount) {
-                    (Outcome::AmountMismatch, Some(expected)) => format!("{outcome} {amount} != {expected}"),
-                    (Outcome::Malformed, _) => format!("{outcome} foreign_param"),
-                    _ => outcome.to_string(),
-                };
-                let sender = t!("log.sender", pid = pid, client = client);
-                let text =
-                    t!("log.verified", what = what, order = order, trade = trade, amount = amount, rest = sender);
-                (level, text)
-            }
+        let (credited, order_amount) = match settled {
+            Ok(settlement) => (settlement.credited, settlement.order_amount),
             Err(error) => {
                 let text = t!("log.store_failed", outcome = outcome, order = order, trade = trade, error = error);
-                (log::Level::Error, text)
+                log::error!(target: TARGET, "{text}");
+                return;
             }
         };
+        let level = match outcome {
+            Outcome::Settled | Outcome::Duplicate | Outcome::NotPaid => log::Level::Info,
+            _ => log::Level::Warn,
+        };
+        let what = match (outcome, order_amount) {
+            (Outcome::AmountMismatch, Some(expected)) => format!("{outcome} {amount} != {expected}"),
+            (Outcome::Malformed, _) => format!("{outcome} foreign_param"),
+            _ => outcome.to_string(),
+        };
+        let rest = if let Some(Credited { telegram_id: user, credits }) = credited {
+            t!("log.credited", user = user, credits = credits)
+        } else {
+            t!("log.sender", pid = pid, client = client)
+        };
+        let text = t!("log.verified", what = what, order = order, trade = trade, amount = amount, rest = rest);
         log::log!(target: TARGET, level, "{text}");
     }
 

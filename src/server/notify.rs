@@ -4,7 +4,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use tokio::time::timeout;
@@ -54,16 +53,13 @@ impl Notify {
             Err(status) => return text(status, FAIL),
         };
         // The two are never merged: a gateway signs one of them.
-        let payload = if is_post && !body.is_empty() {
-            body
-        } else {
-            Bytes::copy_from_slice(head.uri.query().unwrap_or_default().as_bytes())
-        };
+        let payload =
+            if is_post && !body.is_empty() { body.into() } else { head.uri.query().unwrap_or_default().into() };
         let receipt = Receipt {
             received_at: Timestamp::now(),
             client: Some(client),
             method: if is_post { "POST" } else { "GET" },
-            payload: payload.into(),
+            payload,
         };
         let outcome = match self.judge(&receipt, client) {
             Ok(notification) => self.settle(notification, receipt, client).await,

@@ -77,6 +77,14 @@ pub enum StoreError {
     Failed(Arc<str>),
 }
 
+impl StoreError {
+    /// The database cannot be opened, in the system's own words.
+    fn cannot_open(path: &Path, error: &io::Error) -> Self {
+        let denied = error.kind() == io::ErrorKind::PermissionDenied;
+        Self::CannotOpen { path: path.to_owned(), cause: error.to_string(), denied }
+    }
+}
+
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = match self {
@@ -232,11 +240,7 @@ impl Store {
         match path.try_exists() {
             Ok(true) => Self::open(url).await,
             Ok(false) => Err(StoreError::Missing(path.clone())),
-            Err(error) => Err(StoreError::CannotOpen {
-                path: path.clone(),
-                cause: error.to_string(),
-                denied: error.kind() == io::ErrorKind::PermissionDenied,
-            }),
+            Err(error) => Err(StoreError::cannot_open(path, &error)),
         }
     }
 

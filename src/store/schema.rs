@@ -30,8 +30,7 @@ const VERSION: u32 = 1;
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     let cannot_open = |cause: String, denied| StoreError::CannotOpen { path: path.to_owned(), cause, denied };
     if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)
-            .map_err(|error| cannot_open(error.to_string(), error.kind() == io::ErrorKind::PermissionDenied))?;
+        std::fs::create_dir_all(directory).map_err(|error| StoreError::cannot_open(path, &error))?;
     }
     prepare(path).map_err(|error| match error {
         OpenError::Refused(refusal) => refusal,

@@ -1,5 +1,8 @@
 -- Version 1. Times are milliseconds since the Unix epoch, UTC; amounts are fen. What must never be wrong is said here, not
 -- only in code: another program may open this file.
+--
+-- OR REPLACE removes the row that stands in its way without asking the triggers for UPDATE and DELETE, hence the triggers that
+-- refuse to replace.
 
 CREATE TABLE users (
     telegram_id INTEGER PRIMARY KEY CHECK (telegram_id > 0),
@@ -62,7 +65,6 @@ BEGIN
     SELECT RAISE(ABORT, 'an order is settled once');
 END;
 
--- OR REPLACE removes the row that stands in its way without asking the triggers for UPDATE and DELETE.
 CREATE TRIGGER orders_are_not_replaced BEFORE INSERT ON orders
 WHEN EXISTS (SELECT 1 FROM orders WHERE id = NEW.id OR order_no = NEW.order_no)
     OR (NEW.trade_no IS NOT NULL AND EXISTS (SELECT 1 FROM orders WHERE merchant = NEW.merchant AND trade_no = NEW.trade_no))

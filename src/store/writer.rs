@@ -148,18 +148,18 @@ impl Writer {
     fn commit(&mut self, batch: Batch) {
         let mut answers = Vec::with_capacity(batch.jobs.len());
         let mut jobs = batch.jobs.into_iter();
-        let mut lost_rejections = 0;
-        let committed = self.try_commit(&mut jobs, &mut answers, &batch.rejections, &mut lost_rejections);
+        let committed = self.try_commit(&mut jobs, &mut answers, &batch.rejections);
         if committed.is_err() && !self.db.is_autocommit() {
             // Fails only where the transaction is gone already.
             let _ = self.db.execute_batch("ROLLBACK");
         }
         self.doubtful = committed.is_err() || answers.iter().any(Answer::has_failed);
+        let lost_rejections = *committed.as_ref().unwrap_or(&batch.rejections.len());
+        let committed = committed.map(drop);
         for answer in answers {
             answer.release(&committed);
         }
         if let Err(error) = committed {
-            lost_rejections = batch.rejections.len();
             for job in jobs {
                 job.refuse(&error);
             }
@@ -169,14 +169,14 @@ impl Writer {
         }
     }
 
-    /// One transaction for the whole batch. On an error nothing of it is written, and `jobs` holds those that never ran.
+    /// One transaction for the whole batch; how many rejections could not be kept. On an error nothing of it is written, and
+    /// `jobs` holds those that never ran.
     fn try_commit(
         &self,
         jobs: &mut impl Iterator<Item = Job>,
         answers: &mut Vec<Answer>,
         rejections: &[Rejection],
-        lost_rejections: &mut usize,
-    ) -> Result<(), StoreError> {
+    ) -> Result<usize, StoreError> {
         let db = &self.db;
         begin(db)?;
         for job in jobs {
@@ -187,11 +187,9 @@ impl Writer {
             }
         }
         // A rejection that cannot be kept must not take a settlement with it.
-        if !rejections.is_empty() && in_savepoint(db, |db| write::rejections(db, rejections)).is_err() {
-            *lost_rejections += rejections.len();
-        }
+        let kept = rejections.is_empty() || in_savepoint(db, |db| write::rejections(db, rejections)).is_ok();
         db.prepare_cached("COMMIT")?.execute([])?;
-        Ok(())
+        Ok(if kept { 0 } else { rejections.len() })
     }
 }
 
