@@ -21,6 +21,7 @@ mod clock;
 mod config;
 mod epay;
 mod logging;
+mod manager;
 mod money;
 mod named;
 mod order;

@@ -7,9 +7,10 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use rust_i18n::t;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
-use crate::config::Config;
-use crate::server::{self, Drained, Site};
+use crate::config::{Config, Current};
+use crate::server::{self, Drained, Phase, Site};
 use crate::store::Store;
 
 /// The payment webhook service, opened and ready to run.
@@ -45,8 +46,9 @@ use crate::store::Store;
 /// # Ok(()) }) }
 /// ```
 pub struct Service {
-    config: Arc<Config>,
+    config: Current,
     store: Store,
+    site: Arc<Site>,
 }
 
 impl Service {
@@ -56,7 +58,9 @@ impl Service {
         let store = Store::open(&config.database.url).await?;
         log::info!(target: "webhookctl::store", "{}", t!("log.store_ready"));
         log::info!("{}", t!("log.service_ready"));
-        Ok(Self { config: Arc::new(config), store })
+        let config = Current::new(config);
+        let site = Arc::new(Site::new(&config, &store));
+        Ok(Self { config, store, site })
     }
 
     /// The store that the service settles in, for a program that embeds it: to create orders and read credits.
@@ -64,27 +68,56 @@ impl Service {
         &self.store
     }
 
+    /// The configuration in force, for whoever may replace it.
+    pub(crate) fn config(&self) -> &Current {
+        &self.config
+    }
+
+    /// What tells whether the service is well, for as long as it runs.
+    pub(crate) fn site(&self) -> &Arc<Site> {
+        &self.site
+    }
+
     /// Serves `listener` until `shutdown` comes, finishes the requests under way, and closes the store.
     ///
     /// An error means that a part of the service ended that must not; nothing is served any more then.
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let (phase, phases) = watch::channel(Phase::Serving);
+        let ending = async {
+            shutdown.await;
+            phase.send_replace(Phase::Stopping);
+            std::future::pending().await
+        };
+        tokio::select! {
+            ended = self.run_through(listener, phases) => ended,
+            never = ending => never,
+        }
+    }
+
+    /// [`Service::run`], in phases that come from outside.
+    pub(crate) async fn run_through(self, listener: TcpListener, phases: watch::Receiver<Phase>) -> anyhow::Result<()> {
         let address = listener.local_addr().context("the listener has no address")?;
         log::info!("{}", t!("log.starting", port = address.port()));
         let (version, sqlite) = (env!("CARGO_PKG_VERSION"), Store::engine_version());
         log::info!("{}", t!("log.listening", address = address, version = version, sqlite = sqlite));
-        let site = Arc::new(Site::new(&self.config, &self.store));
-        let drain_s = self.config.service.stop_timeout_s;
-        let drain = Duration::from_secs(drain_s.into());
+        let drain = || drain_timeout(&self.config.load());
         let drained = tokio::select! {
-            drained = server::serve(listener, Arc::clone(&site), shutdown, drain) => drained,
+            drained = server::serve(listener, Arc::clone(&self.site), phases, drain) => drained,
             () = self.store.writer_ended() => return Err(anyhow!(t!("log.writer_ended"))),
         };
         if let Drained::Partly(count) = drained {
-            log::warn!("{}", t!("log.stop_timeout", count = count, seconds = drain_s));
+            log::warn!("{}", t!("log.stop_timeout", count = count, seconds = drain().as_secs_f32()));
         }
         self.store.close().await?;
-        site.finish().await;
+        self.site.finish().await;
         log::info!("{}", t!("log.stopped"));
         Ok(())
     }
+}
+
+/// How long requests may take to finish at a stop: what is left of `stop_timeout_s` is for closing the database, so that
+/// the whole ends within it.
+fn drain_timeout(config: &Config) -> Duration {
+    let whole = Duration::from_secs(config.service.stop_timeout_s.into());
+    whole.saturating_sub(Duration::from_secs(2)).max(whole / 2)
 }

@@ -23,6 +23,7 @@ const ORDER: &[&str] = &[
     "store",
     "server",
     "service",
+    "manager",
     "cli",
 ];
 
@@ -98,7 +99,7 @@ fn what_only_one_module_may_name() {
         ("fern", &["logging"]),
         ("daemonize", &["manager"]),
         ("set_locale", &["config"]),
-        ("process::exit", &["cli"]),
+        ("process::exit", &["cli", "manager"]),
         ("println!", &[]),
     ] {
         for (file, text) in files("src", ".rs") {

@@ -1,7 +1,7 @@
 //! A callback as a gateway would send it: made, signed, and sent.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -137,16 +137,6 @@ impl Callback {
             builder.uri(format!("{NOTIFY_PATH}?{form}")).body(Full::default())?
         })
     }
-}
-
-/// The address to send to when a service listens on `listen`.
-pub(super) fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
 }
 
 /// A connection to the service.

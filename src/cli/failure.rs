@@ -7,22 +7,43 @@ use rust_i18n::t;
 
 use super::output::{OutputClosed, escaped};
 use crate::config::ConfigError;
+use crate::manager::start::NotStarted;
 use crate::store::StoreError;
 
-/// How a command ends; the numbers are part of the public contract.
+/// How a command ends; the codes are part of the public contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exit {
-    Done = 0,
-    Failed = 1,
-    Usage = 2,
-    NoPermission = 4,
-    BadConfiguration = 6,
-    Found = 10,
+    Done,
+    Failed,
+    Usage,
+    NoPermission,
+    BadConfiguration,
+    Found,
+    /// `status`: the service died and left its pid file.
+    Dead,
+    /// `status`: the service is stopped.
+    Stopped,
+    /// `status`: the service runs and does not answer.
+    NotAnswering,
+}
+
+impl Exit {
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed | Self::Dead => 1,
+            Self::Usage => 2,
+            Self::Stopped => 3,
+            Self::NoPermission | Self::NotAnswering => 4,
+            Self::BadConfiguration => 6,
+            Self::Found => 10,
+        }
+    }
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+        Self::from(exit.code())
     }
 }
 
@@ -57,6 +78,11 @@ pub(super) fn exit_of(error: &anyhow::Error) -> Exit {
     for cause in error.chain() {
         if cause.is::<ConfigError>() {
             return Exit::BadConfiguration;
+        }
+        if let Some(not_started) = cause.downcast_ref::<NotStarted>() {
+            // What the service that was started would have exited with.
+            let codes = [Exit::NoPermission, Exit::BadConfiguration];
+            return codes.into_iter().find(|exit| exit.code() == not_started.exit).unwrap_or(Exit::Failed);
         }
         if cause.is::<UsageError>() {
             return Exit::Usage;

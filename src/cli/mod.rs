@@ -7,7 +7,12 @@ mod failure;
 mod help;
 mod orders;
 mod output;
+mod reload;
+mod restart;
 mod serve;
+mod start;
+mod status;
+mod stop;
 mod trigger;
 mod users;
 
@@ -35,7 +40,17 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run the service in the foreground
-    Serve,
+    Serve(serve::Arguments),
+    /// Start the service in the background; returns when it answers, or failed and why
+    Start(start::Arguments),
+    /// Stop the service, letting it finish what is under way
+    Stop(stop::Arguments),
+    /// Replace the running service by a new process, dropping no request
+    Restart(start::Arguments),
+    /// Have the service read its configuration again and reopen its log file
+    Reload,
+    /// Show whether the service runs, and how it is
+    Status(status::Arguments),
     /// Write, check and show the configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -63,7 +78,7 @@ pub fn main() -> ExitCode {
     let command = help::in_language(Arguments::command(), language);
     let arguments = command.get_matches();
     let arguments = Arguments::from_arg_matches(&arguments).unwrap_or_else(|error| error.exit());
-    match run(arguments, document) {
+    match run(arguments, &document) {
         Ok(exit) => exit.into(),
         Err(error) => failure::report(&error).into(),
     }
@@ -83,11 +98,19 @@ fn configuration_argument() -> Option<PathBuf> {
     named
 }
 
-fn run(arguments: Arguments, document: Result<Document, ConfigError>) -> anyhow::Result<Exit> {
+fn run(arguments: Arguments, document: &Result<Document, ConfigError>) -> anyhow::Result<Exit> {
     let file = arguments.config;
-    let loaded = || document?.load(&process_environment);
+    let document = || document.as_ref().map_err(Clone::clone);
+    let loaded = || document()?.load(&process_environment);
+    // Who stops the service must not need what only serving needs.
+    let essentials = || document().map(Document::essentials);
     match arguments.command {
-        Command::Serve => Ok(serve::run(loaded())),
+        Command::Serve(arguments) => Ok(serve::run(&arguments, loaded())),
+        Command::Stop(arguments) => stop::run(&arguments, &essentials()?),
+        Command::Reload => reload::run(&essentials()?),
+        Command::Status(arguments) => in_runtime(status::run(&arguments, &essentials()?)),
+        Command::Start(arguments) => start::run(&arguments, &loaded()?),
+        Command::Restart(arguments) => restart::run(&arguments, &loaded()?),
         Command::Config(command) => config::run(&command, file.as_deref(), loaded),
         Command::Orders(command) => in_runtime(orders::run(command, &loaded()?.config)),
         Command::Users(command) => in_runtime(users::run(command, &loaded()?.config)),

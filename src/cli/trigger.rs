@@ -12,11 +12,12 @@ use rust_i18n::t;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::callback::{Answer, Callback, Connection, Fields, reachable};
+use super::callback::{Answer, Callback, Connection, Fields};
 use super::failure::{Exit, eprint, usage};
 use super::output;
 use crate::config::{Config, Merchant};
 use crate::epay::Credentials;
+use crate::manager::health::reachable;
 use crate::order::Order;
 use crate::secret::Secret;
 use crate::server::NOTIFY_PATH;
@@ -161,7 +162,7 @@ fn signing_key(pid: &str, order_merchant: Option<&str>, live: bool, config: &Con
     }
     let merchant = named.or(owner).ok_or_else(|| anyhow!(t!("cli.merchant_gone", pid = pid).into_owned()))?;
     match merchant {
-        Merchant { credentials: Credentials::V1 { key }, .. } => Ok(key.clone()),
+        Merchant { credentials: Credentials::V1 { key, .. }, .. } => Ok(key.clone()),
         Merchant { credentials: Credentials::V2 { .. }, .. } => bail!(t!("cli.trigger_v2", pid = pid).into_owned()),
     }
 }

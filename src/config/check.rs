@@ -218,10 +218,16 @@ impl Check<'_> {
                 if written.key.is_none() && written.key_file.is_none() {
                     return self.error(&key("key"), t!("config.key_missing", pid = pid));
                 }
-                Credentials::V1 { key: self.secret(&key("key"), written.key, written.key_file)? }
+                let previous = self.secret(&key("key_previous"), written.key_previous, written.key_previous_file);
+                let current = self.secret(&key("key"), written.key, written.key_file)?;
+                if previous.as_ref() == Some(&current) {
+                    self.warn(&key("key_previous"), t!("config.key_previous_same"));
+                }
+                Credentials::V1 { key: current, key_previous: previous }
             }
             Protocol::V2 => {
-                if written.key.is_some() || written.key_file.is_some() {
+                let v1_keys = [&written.key, &written.key_file, &written.key_previous, &written.key_previous_file];
+                if v1_keys.into_iter().any(Option::is_some) {
                     return self.error(&key("key"), t!("config.v2_with_v1_key"));
                 }
                 if let Some(file) = written.private_key_file {
@@ -343,6 +349,8 @@ impl Check<'_> {
             pid,
             key,
             key_file: None,
+            key_previous: None,
+            key_previous_file: None,
             platform_public_key_file: None,
             private_key_file: None,
             protocol: Protocol::V1.name().into(),
@@ -426,6 +434,12 @@ mod tests {
             ("[[merchant]]\npid = \"1002\"\nkey = \"\"", "merchant[1002].key"),
             ("[[merchant]]\npid = \"1002\"\nkey = \" k\"", "merchant[1002].key"),
             ("[[merchant]]\npid = \"1002\"\nkey_file = \"none.key\"", "merchant[1002].key_file"),
+            (&format!("{MERCHANT}key_previous = \"\""), "merchant[1002].key_previous"),
+            (&format!("{MERCHANT}key_previous_file = \"none.key\""), "merchant[1002].key_previous_file"),
+            (
+                "[[merchant]]\npid = \"1\"\nprotocol = \"v2\"\nkey_previous = \"k\"\nplatform_public_key_file = \"x\"",
+                "merchant[1].key",
+            ),
             ("[[merchant]]\npid = \"1002\"\nkey = \"k\"\nkey_file = \"f\"", "merchant[1002].key"),
             ("[[merchant]]\npid = \"\"\nkey = \"k\"", "merchant.pid"),
             (&format!("{MERCHANT}{MERCHANT}"), "merchant.pid"),
@@ -462,7 +476,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("k"), "secret\r\n").unwrap();
         let loaded = load_in(directory.path(), "[[merchant]]\npid = \"1\"\nkey_file = \"k\"", &[]).unwrap();
-        let Credentials::V1 { key } = &loaded.config.merchants[0].credentials else { panic!("not V1") };
+        let Credentials::V1 { key, .. } = &loaded.config.merchants[0].credentials else { panic!("not V1") };
         assert_eq!(key.expose(), "secret");
     }
 

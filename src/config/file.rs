@@ -1,9 +1,13 @@
 //! The configuration as a person writes it: the tables and keys of the file, before anything is checked.
 
+use std::path::Path;
+
 use rust_i18n::t;
 use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
-use super::{Finding, Language};
+use super::{Essentials, Finding, Language};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -83,6 +87,8 @@ pub(super) struct Merchant {
     pub(super) pid: String,
     pub(super) key: Option<String>,
     pub(super) key_file: Option<String>,
+    pub(super) key_previous: Option<String>,
+    pub(super) key_previous_file: Option<String>,
     pub(super) platform_public_key_file: Option<String>,
     pub(super) private_key_file: Option<String>,
     #[serde(default = "v1")]
@@ -152,9 +158,30 @@ impl Default for Telegram {
 
 /// The language that the file asks for, so that its errors can be told in it; the default where it cannot be read.
 pub(super) fn language(text: &str) -> Language {
-    let table: Option<toml::Table> = text.parse().ok();
-    let written = table.as_ref().and_then(|table| table.get("language")?.as_str());
+    let (table, _) = DeTable::parse_recoverable(text);
+    let written = table.get_ref().get("language").and_then(|value| value.get_ref().as_str());
     written.and_then(Language::from_name).unwrap_or(Language::Chinese)
+}
+
+/// As much as can be read of a file with mistakes in it.
+pub(super) fn essentials(text: &str, directory: &Path) -> Essentials {
+    let (root, _) = DeTable::parse_recoverable(text);
+    let value = |table: &str, key: &str| root.get_ref().get(table)?.get_ref().get(key).map(Spanned::get_ref);
+    let path = |table: &str, key: &str, default: String| {
+        let written = value(table, key).and_then(DeValue::as_str).filter(|path| !path.is_empty());
+        directory.join(written.unwrap_or(&default))
+    };
+    let seconds = |key: &str, default: u32| {
+        let written = value("service", key).and_then(DeValue::as_integer);
+        written.and_then(|number| number.as_str().parse().ok()).filter(|&seconds| seconds > 0).unwrap_or(default)
+    };
+    let defaults = Service::default();
+    Essentials {
+        pid_file: path("service", "pid_file", defaults.pid_file),
+        start_timeout_s: seconds("start_timeout_s", defaults.start_timeout_s),
+        stop_timeout_s: seconds("stop_timeout_s", defaults.stop_timeout_s),
+        log_file: path("log", "file", Log::default().file),
+    }
 }
 
 pub(super) fn parse(text: &str) -> Result<File, Finding> {
@@ -223,4 +250,22 @@ impl<'a> UnknownKey<'a> {
 
 fn quoted(message: &str) -> impl Iterator<Item = &str> {
     message.split('`').skip(1).step_by(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_essentials_are_found_in_a_broken_file() {
+        let directory = Path::new("/srv");
+        let text = "listen = 5002x\n[service]\npid_file = \"run/p\"\nstop_timeout_s = 3\nstart_timeout_s = \"soon\"\n\
+                    [[merchant]]\nkey = \n[log]\nfile = \"l\"\n[oops\n";
+        let essentials = essentials(text, directory);
+        assert_eq!(essentials.pid_file, Path::new("/srv/run/p"));
+        assert_eq!((essentials.start_timeout_s, essentials.stop_timeout_s), (15, 3));
+        assert_eq!(essentials.log_file, Path::new("/srv/l"));
+        assert_eq!(super::essentials("", directory).pid_file, Path::new("/srv/data/webhookctl.pid"));
+        assert_eq!(language("language = \"en\"\n[broken"), Language::English);
+    }
 }

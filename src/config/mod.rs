@@ -4,9 +4,11 @@
 //! paths, keys read from their files and amounts parsed. [`Config`] serializes to what `config show` prints, with secrets masked.
 
 mod check;
+mod current;
 mod file;
 
 pub(crate) use check::{CREDITS_MAX, faults_of_gateway_text};
+pub(crate) use current::Current;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -314,6 +316,13 @@ pub struct ConfigError {
     pub findings: Vec<Finding>,
 }
 
+impl ConfigError {
+    /// A single finding.
+    pub(crate) fn of(file: Option<PathBuf>, key: &str, text: impl Into<String>) -> Self {
+        Self { file, findings: vec![Finding { key: key.to_owned(), text: text.into() }] }
+    }
+}
+
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", t!("config.error", file = file_name(self.file.as_deref())))?;
@@ -354,6 +363,19 @@ fn locate(named: Option<&Path>, environment: Environment) -> Option<PathBuf> {
     asked_for(named, environment).or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(is_there))
 }
 
+/// What it takes to find the service and to stop it: read from a file in which anything else may be wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Essentials {
+    /// The file that the running service holds locked.
+    pub pid_file: PathBuf,
+    /// How long a start may take, in seconds.
+    pub start_timeout_s: u32,
+    /// How long requests may take to finish when the service stops, in seconds.
+    pub stop_timeout_s: u32,
+    /// The log file.
+    pub log_file: PathBuf,
+}
+
 /// A configuration file as it was read, once: it may be a pipe.
 pub(crate) struct Document {
     source: Source,
@@ -363,7 +385,7 @@ pub(crate) struct Document {
 /// Reads the configuration file, if there is one.
 pub(crate) fn read(named: Option<&Path>, environment: Environment) -> Result<Document, ConfigError> {
     let file = locate(named, environment).map(|file| std::path::absolute(&file).unwrap_or(file));
-    let error = |text: String| ConfigError { file: file.clone(), findings: vec![Finding { key: String::new(), text }] };
+    let error = |text: String| ConfigError::of(file.clone(), "", text);
     let (text, directory) = if let Some(file) = &file {
         let text = std::fs::read_to_string(file).map_err(|e| error(t!("config.unreadable", error = e).into()))?;
         (text, file.parent().unwrap_or(Path::new("/")).to_owned())
@@ -373,15 +395,36 @@ pub(crate) fn read(named: Option<&Path>, environment: Environment) -> Result<Doc
     Ok(Document { source: Source { file, directory }, text })
 }
 
+/// Reads the file that a service has read before, which must be one that can be read twice.
+pub(crate) fn read_again(file: Option<&Path>, environment: Environment) -> Result<Document, ConfigError> {
+    ensure_rereadable(file)?;
+    read(file, environment)
+}
+
+/// Whether a second reading of the file finds the same as the first: a pipe would be empty by then.
+pub(crate) fn ensure_rereadable(file: Option<&Path>) -> Result<(), ConfigError> {
+    match file.map(|file| (file, file.metadata())) {
+        Some((file, Ok(metadata))) if !metadata.is_file() => {
+            Err(ConfigError::of(Some(file.to_owned()), "", t!("config.not_a_file")))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Document {
     /// The language that it asks for, whatever else may be wrong with it.
     pub(crate) fn language(&self) -> Language {
         file::language(&self.text)
     }
 
+    /// What the manager needs of it; defaults stand in for values that cannot be used.
+    pub(crate) fn essentials(&self) -> Essentials {
+        file::essentials(&self.text, &self.source.directory)
+    }
+
     /// Checks everything in it, and takes the older service's environment where it names no merchant.
-    pub(crate) fn load(self, environment: Environment) -> Result<Loaded, ConfigError> {
-        parse(self.source, &self.text, environment)
+    pub(crate) fn load(&self, environment: Environment) -> Result<Loaded, ConfigError> {
+        parse(self.source.clone(), &self.text, environment)
     }
 }
 

@@ -20,6 +20,9 @@ pub enum Credentials {
     V1 {
         /// The merchant key.
         key: Secret,
+        /// The key before it, while callbacks that it signed may still be on their way.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        key_previous: Option<Secret>,
     },
     /// RSA with the gateway's public key, and a fresh timestamp.
     V2 {
@@ -62,6 +65,8 @@ pub struct Notification {
     pub paid: bool,
     /// What we sent as `param`, as it came back (perhaps HTML-escaped); `None` where it is empty.
     pub param: Option<String>,
+    /// Whether it was signed with the merchant's previous key.
+    pub by_previous_key: bool,
 }
 
 impl<'a> Unverified<'a> {
@@ -94,16 +99,13 @@ impl<'a> Unverified<'a> {
     pub(crate) fn verify(&self, credentials: &Credentials, now: Timestamp) -> Result<Notification, VerifyError> {
         let sign = self.field("sign");
         let sign_type = self.field("sign_type");
-        let verified = match credentials {
-            Credentials::V1 { key } => {
-                let is_md5 = sign_type.is_empty() || sign_type.eq_ignore_ascii_case("MD5");
-                is_md5 && verify_md5(&self.form, key, sign)
-            }
-            Credentials::V2 { platform_key } => sign_type == "RSA" && platform_key.verify(&self.form, sign),
+        let is_md5 = sign_type.is_empty() || sign_type.eq_ignore_ascii_case("MD5");
+        let by_previous_key = match credentials {
+            Credentials::V1 { key, .. } if is_md5 && verify_md5(&self.form, key, sign) => false,
+            Credentials::V1 { key_previous: Some(key), .. } if is_md5 && verify_md5(&self.form, key, sign) => true,
+            Credentials::V2 { platform_key } if sign_type == "RSA" && platform_key.verify(&self.form, sign) => false,
+            _ => return Err(VerifyError::BadSignature),
         };
-        if !verified {
-            return Err(VerifyError::BadSignature);
-        }
         if matches!(credentials, Credentials::V2 { .. }) && !self.is_fresh(now) {
             return Err(VerifyError::Stale);
         }
@@ -114,6 +116,7 @@ impl<'a> Unverified<'a> {
             money: self.money,
             paid: self.field("trade_status") == "TRADE_SUCCESS",
             param: Some(self.field("param")).filter(|param| !param.is_empty()).map(str::to_owned),
+            by_previous_key,
         })
     }
 
@@ -141,7 +144,7 @@ mod tests {
     const KEY: &str = "89unJUB8HZ54Hj7x4nUj56HN4nUzUJ8i";
 
     fn v1() -> Credentials {
-        Credentials::V1 { key: Secret::new(KEY) }
+        Credentials::V1 { key: Secret::new(KEY), key_previous: None }
     }
 
     type Fields = Vec<(String, String)>;
@@ -363,7 +366,7 @@ mod tests {
 
         #[test]
         fn another_key_never_verifies(fields in notification(), other in "[a-z0-9]{1,32}") {
-            let key = Credentials::V1 { key: Secret::new(other) };
+            let key = Credentials::V1 { key: Secret::new(other), key_previous: None };
             prop_assert_eq!(check(&signed(fields), &key), Err("bad_signature".to_owned()));
         }
 

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use log::Level;
 use rust_i18n::t;
 
-use super::own_line;
+use super::{own_line, without_time};
 
 /// How many records wait for a slow destination.
 const QUEUE_MAX: usize = 4096;
@@ -22,10 +22,16 @@ const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 pub(super) trait Sink: Send + 'static {
     /// Writes one line, with one `write(2)` where the system takes it whole.
     fn write_line(&mut self, line: &str) -> io::Result<()>;
+
+    /// Goes on in the file of this name, where the sink is a file.
+    fn reopen(&mut self, _path: PathBuf) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 enum Message {
     Line(Arc<str>),
+    Reopen(PathBuf, SyncSender<io::Result<()>>),
     Flush(SyncSender<()>),
 }
 
@@ -65,20 +71,30 @@ impl Lane {
         }
     }
 
-    /// Waits until what is queued now is written, at most `timeout`.
+    /// Waits until what is queued now is written, at most `timeout`: a destination that is still stuck by then keeps its records.
     pub(super) fn flush(&self, timeout: Duration) {
+        let _ = self.ask(Message::Flush, timeout);
+    }
+
+    /// Writes what is queued now where it belongs, and what comes after it to the file of this name; waits for that, at most
+    /// `timeout`.
+    pub(super) fn reopen(&self, path: PathBuf, timeout: Duration) -> io::Result<()> {
+        self.ask(|done| Message::Reopen(path, done), timeout).unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Puts a message behind the queued lines, even where there is no room yet, and waits for its answer.
+    fn ask<T>(&self, message: impl FnOnce(SyncSender<T>) -> Message, timeout: Duration) -> Option<T> {
         let deadline = Instant::now() + timeout;
-        let (done, wait) = sync_channel(1);
-        let mut message = Message::Flush(done);
+        let (done, answer) = sync_channel(1);
+        let mut message = message(done);
         while let Err(TrySendError::Full(unsent)) = self.queue.try_send(message) {
             if Instant::now() >= deadline {
-                return;
+                return None;
             }
             message = unsent;
             std::thread::sleep(Duration::from_millis(2));
         }
-        // A destination that is still stuck by then keeps its records.
-        let _ = wait.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+        answer.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
     }
 }
 
@@ -89,6 +105,9 @@ fn run(messages: &Receiver<Message>, dropped: &AtomicU64, mut sink: impl Sink) {
                 dropped.fetch_add(1, Ordering::Relaxed);
             }
             Message::Line(_) => report_dropped(dropped, &mut sink),
+            Message::Reopen(path, done) => {
+                let _ = done.send(sink.reopen(path));
+            }
             Message::Flush(done) => {
                 report_dropped(dropped, &mut sink);
                 let _ = done.send(());
@@ -109,12 +128,30 @@ fn report_dropped(dropped: &AtomicU64, sink: &mut impl Sink) {
 }
 
 /// Standard error.
-pub(super) struct Console;
+pub(super) struct Console {
+    /// Whether whoever reads it, the systemd journal, adds the time of each line.
+    is_journal: bool,
+}
+
+impl Console {
+    pub(super) fn new() -> Self {
+        Self { is_journal: is_journal() }
+    }
+}
 
 impl Sink for Console {
     fn write_line(&mut self, line: &str) -> io::Result<()> {
+        let line = if self.is_journal { without_time(line) } else { line };
         io::stderr().write_all(line.as_bytes())
     }
+}
+
+/// Whether standard error is the stream that `JOURNAL_STREAM` names by device and inode; where it is another one, somebody has
+/// redirected it since (see systemd.exec(5)).
+fn is_journal() -> bool {
+    let named = std::env::var("JOURNAL_STREAM").ok();
+    let own = rustix::fs::fstat(io::stderr()).ok().map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
+    named.is_some() && named == own
 }
 
 /// The log file: opened when it is first needed, and again from time to time after that failed.
@@ -145,7 +182,7 @@ impl LogFile {
         {
             return Err(io::Error::new(*kind, cause.clone()));
         }
-        match self.try_open() {
+        match open(&self.path) {
             Ok(file) => {
                 self.file = Some(file);
                 self.open_failed = None;
@@ -156,13 +193,6 @@ impl LogFile {
                 Err(error)
             }
         }
-    }
-
-    fn try_open(&self) -> io::Result<File> {
-        if let Some(directory) = self.path.parent() {
-            std::fs::create_dir_all(directory)?;
-        }
-        OpenOptions::new().append(true).create(true).open(&self.path)
     }
 
     fn write(&mut self, line: &str) -> io::Result<()> {
@@ -193,6 +223,20 @@ impl Sink for LogFile {
         }
         result
     }
+
+    /// The file that is open stays in use where the other cannot be opened.
+    fn reopen(&mut self, path: PathBuf) -> io::Result<()> {
+        let file = open(&path)?;
+        *self = Self { file: Some(file), ..Self::new(path, self.console.take()) };
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    OpenOptions::new().append(true).create(true).open(path)
 }
 
 #[cfg(test)]
@@ -259,6 +303,25 @@ mod tests {
         assert_eq!(std::fs::read_to_string(path.join("x.log")).unwrap(), "three\n");
         console.flush(Duration::from_secs(30));
         assert_eq!(gate.lines.lock().unwrap().len(), 1, "told once");
+    }
+
+    #[test]
+    fn a_reopened_file_is_the_new_one_and_one_that_cannot_be_opened_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.log");
+        let read = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap();
+        let lane = Lane::spawn("test", LogFile::new(path.clone(), None)).unwrap();
+        let patience = Duration::from_secs(30);
+        lane.send(&"one\n".into());
+        lane.flush(patience);
+        std::fs::rename(&path, directory.path().join("x.log.1")).unwrap();
+        lane.send(&"two\n".into());
+        lane.reopen(path.clone(), patience).unwrap();
+        lane.send(&"three\n".into());
+        assert!(lane.reopen(path.join("in/a/file"), patience).is_err());
+        lane.send(&"four\n".into());
+        lane.flush(patience);
+        assert_eq!((read("x.log.1"), read("x.log")), ("one\ntwo\n".to_owned(), "three\nfour\n".to_owned()));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod lane;
 
 use std::fmt::{self, Write};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,9 @@ use lane::{Console, Lane, LogFile, Sent};
 /// How long the last records may take to be written when the process ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// How long opening the log file anew may take: what is queued before is written first.
+const REOPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How often it is told that records are being dropped.
 const DROPPING_TOLD_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -28,11 +32,33 @@ const DROPPING_TOLD_INTERVAL: Duration = Duration::from_secs(10);
 #[must_use = "the last records are written when this is dropped"]
 pub(crate) struct Logging {
     lanes: Arc<[Lane]>,
+    settings: Settings,
+}
+
+/// Changes the log while it runs.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    file: Lane,
+}
+
+impl Settings {
+    /// Goes on in the file of this name, newly opened, from this level on. Where it cannot be opened, everything stays as it was.
+    pub(crate) fn apply(&self, log: &config::Log) -> io::Result<()> {
+        self.file.reopen(log.file.clone(), REOPEN_TIMEOUT)?;
+        log::set_max_level(log.level.filter());
+        Ok(())
+    }
+}
+
+impl Logging {
+    pub(crate) fn settings(&self) -> Settings {
+        self.settings.clone()
+    }
 }
 
 /// Starts logging for this process, to the file and, if it is wanted, to standard error.
 pub(crate) fn start(log: &config::Log) -> anyhow::Result<Logging> {
-    let console = if log.console { Some(Lane::spawn("log-console", Console)?) } else { None };
+    let console = if log.console { Some(Lane::spawn("log-console", Console::new())?) } else { None };
     let mut file = LogFile::new(log.file.clone(), console.clone());
     if let Err(error) = file.open()
         && console.is_none()
@@ -40,11 +66,13 @@ pub(crate) fn start(log: &config::Log) -> anyhow::Result<Logging> {
         // The one place where a person may see it; later there is only the console.
         eprint!("{}", file.complaint(&error));
     }
-    let lanes: Arc<[Lane]> = [Lane::spawn("log-file", file)?].into_iter().chain(console).collect();
+    let file = Lane::spawn("log-file", file)?;
+    let lanes: Arc<[Lane]> = [file.clone()].into_iter().chain(console).collect();
     let destinations = Arc::clone(&lanes);
     let told = Told::default();
     fern::Dispatch::new()
-        .level(log.level.filter())
+        // The level in force is that of the `log` crate, which a reload can change.
+        .level(log::LevelFilter::Debug)
         .format(|out, message, record| out.finish(format_args!("{}", Line::new(record, message))))
         .chain(fern::Output::call(move |record| {
             let line: Arc<str> = record.args().to_string().into();
@@ -61,8 +89,9 @@ pub(crate) fn start(log: &config::Log) -> anyhow::Result<Logging> {
         }))
         .apply()
         .context("logging is started once")?;
+    log::set_max_level(log.level.filter());
     log_panics();
-    Ok(Logging { lanes })
+    Ok(Logging { lanes, settings: Settings { file } })
 }
 
 impl Drop for Logging {
@@ -100,6 +129,9 @@ fn log_panics() {
     }));
 }
 
+/// What stands between the parts of a record.
+const SEPARATOR: &str = " - ";
+
 /// One record as it is written: `2025-07-31 10:50:09,246 - webhookctl::store - INFO - 数据库初始化完成`, with its line end.
 struct Line<'a> {
     target: &'a str,
@@ -111,6 +143,11 @@ impl<'a> Line<'a> {
     fn new(record: &'a Record, message: &'a dyn fmt::Display) -> Self {
         Self { target: record.target(), level: record.level(), message }
     }
+}
+
+/// A finished record, without its time.
+fn without_time(line: &str) -> &str {
+    line.split_once(SEPARATOR).map_or(line, |(_, rest)| rest)
 }
 
 /// A record of the log about itself, which must not go the way of other records.
@@ -126,7 +163,8 @@ impl fmt::Display for Line<'_> {
             Level::Info => "INFO",
             Level::Debug | Level::Trace => "DEBUG",
         };
-        write!(f, "{} - {} - {level} - ", Timestamp::now().to_log_time(), self.target)?;
+        let time = Timestamp::now().to_log_time();
+        write!(f, "{time}{SEPARATOR}{}{SEPARATOR}{level}{SEPARATOR}", self.target)?;
         write!(Escaping(&mut *f), "{}", self.message)?;
         f.write_char('\n')
     }
@@ -171,6 +209,11 @@ mod tests {
         let written = std::fs::read_to_string(file).unwrap();
         let record = written.lines().find(|line| line.contains("unlucky")).unwrap();
         assert!(record.contains(" - webhookctl::panic - ERROR - ") && record.contains(r"out of\nluck"), "{record}");
+    }
+
+    #[test]
+    fn the_time_can_be_left_to_the_journal() {
+        assert_eq!(without_time("2025-07-31 10:50:09,246 - x - INFO - a - b\n"), "x - INFO - a - b\n");
     }
 
     #[test]

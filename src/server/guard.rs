@@ -49,6 +49,7 @@ const DRAIN_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub(super) struct Control {
     refusal: OnceLock<Refusal>,
+    leaving: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -58,12 +59,21 @@ impl Control {
         self.refusal.get().copied()
     }
 
+    /// The next answer is the last one; a client that is silent now keeps the usual time for its last request.
+    pub(super) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
     /// Lets no further request in; whoever calls this polls the connection once more.
     pub(super) fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn is_draining(&self) -> bool {
+    pub(super) fn is_on_last_request(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed) || self.is_draining()
+    }
+
+    fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 }

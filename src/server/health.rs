@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{Response, json};
 use crate::store::Store;
 
-pub(super) const PATH: &str = "/payment/health";
+pub(crate) const PATH: &str = "/payment/health";
 
 const OK: &str = r#"{"service":"payment-webhook-v1","status":"ok"}"#;
 const UNAVAILABLE: &str = r#"{"service":"payment-webhook-v1","status":"unavailable"}"#;
@@ -37,12 +37,14 @@ impl Health {
     }
 
     pub(super) async fn answer(&self) -> Response {
+        if self.is_well().await { json(StatusCode::OK, OK) } else { json(StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE) }
+    }
+
+    /// Whether a probe came back well, and in time.
+    pub(super) async fn is_well(&self) -> bool {
         let mut probe = self.probe();
         let came_back = timeout_at(probe.deadline, probe.result.wait_for(Option::is_some)).await;
-        match came_back {
-            Ok(Ok(result)) if *result == Some(true) => json(StatusCode::OK, OK),
-            _ => json(StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE),
-        }
+        matches!(came_back, Ok(Ok(result)) if *result == Some(true))
     }
 
     /// The probe that is under way, or a new one. One that is late stays the only one: a stuck writer gets no second.

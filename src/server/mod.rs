@@ -12,7 +12,6 @@ mod return_page;
 mod status;
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
@@ -31,10 +30,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 
-use crate::config::{AddressList, Config};
+use crate::config::Current;
 use crate::store::Store;
 use guard::GuardedIo;
 use head::HEAD_BYTES_MAX;
+pub(crate) use health::PATH as HEALTH_PATH;
 pub(crate) use notify::PATH as NOTIFY_PATH;
 
 /// How many connections are open at the same time; more wait in the system's queue. Each takes some 20 KiB.
@@ -43,6 +43,8 @@ const CONNECTIONS_MAX: u32 = 4096;
 const BODY_BYTES_MAX: usize = 16 * 1024;
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long clients may keep their connections when another process has taken over; a silent one is closed long before.
+const LEAVE_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long accepting pauses when the system has no descriptors or memory for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -50,20 +52,25 @@ type Response = hyper::Response<Full<Bytes>>;
 
 /// Everything that answers requests.
 pub(crate) struct Site {
-    trusted_proxies: AddressList,
+    config: Current,
     notify: notify::Notify,
     return_page: return_page::ReturnPage,
     health: health::Health,
 }
 
 impl Site {
-    pub(crate) fn new(config: &Arc<Config>, store: &Store) -> Self {
+    pub(crate) fn new(config: &Current, store: &Store) -> Self {
         Self {
-            trusted_proxies: config.trusted_proxies.clone(),
-            notify: notify::Notify::new(Arc::clone(config), store.clone()),
-            return_page: return_page::ReturnPage::new(Arc::clone(config), store.clone()),
+            config: config.clone(),
+            notify: notify::Notify::new(config.clone(), store.clone()),
+            return_page: return_page::ReturnPage::new(config.clone(), store.clone()),
             health: health::Health::new(store.clone()),
         }
+    }
+
+    /// Whether a payment that came now would be written.
+    pub(crate) async fn is_well(&self) -> bool {
+        self.health.is_well().await
     }
 
     /// What has to be done from time to time, for as long as the server runs.
@@ -95,7 +102,7 @@ impl Site {
         }
         match path {
             notify::PATH => {
-                let client = address::client(peer, request.headers(), &self.trusted_proxies);
+                let client = address::client(peer, request.headers(), &self.config.load().trusted_proxies);
                 self.notify.answer(request, client).await
             }
             return_page::PATH => self.return_page.answer(request.uri().query().unwrap_or_default()).await,
@@ -113,40 +120,70 @@ pub(crate) enum Drained {
     Partly(usize),
 }
 
-/// Accepts and serves connections until `shutdown` comes, then lets what is under way finish for at most `drain`.
+/// How far the server is on its way to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Connections are accepted.
+    Serving,
+    /// Another process accepts them from the same listener; those that are open are still good for one request each.
+    Leaving,
+    /// What is under way is finished, and nothing else let in.
+    Stopping,
+    /// Over.
+    Cut,
+}
+
+/// Accepts and serves connections while `phases` says so, then lets what is under way finish for at most `drain`.
 pub(crate) async fn serve(
     listener: TcpListener,
     site: Arc<Site>,
-    shutdown: impl Future<Output = ()>,
-    drain: Duration,
+    mut phases: watch::Receiver<Phase>,
+    drain: impl Fn() -> Duration,
 ) -> Drained {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
-    let (stage, observed_stage) = watch::channel(Stage::Open);
+    let (told, observed) = watch::channel(Phase::Serving);
     let welcome = |(stream, peer, permit): Accepted| {
-        tokio::spawn(connection(permit, stream, peer, Arc::clone(&site), observed_stage.clone()));
+        tokio::spawn(connection(permit, stream, peer, Arc::clone(&site), observed.clone()));
     };
-    let mut shutdown = pin!(shutdown);
     let mut housekeeping = pin!(site.keep_house());
-    loop {
+    let phase = loop {
         tokio::select! {
             biased;
-            () = &mut shutdown => break,
+            phase = reached(&mut phases, Phase::Leaving) => break phase,
             () = &mut housekeeping => unreachable!("housekeeping never ends"),
             accepted = accept(&listener, &connections) => welcome(accepted),
         }
-    }
-    stage.send_replace(Stage::Draining);
-    // Who has connected before the end is served: closing the listener resets those that wait in its queue.
-    for accepted in backlog(listener, &connections) {
-        welcome(accepted);
+    };
+    told.send_replace(phase);
+    if phase == Phase::Leaving {
+        // Its queue is the other process's now.
+        drop(listener);
+        let leaving = async {
+            tokio::select! {
+                _ = connections.acquire_many(CONNECTIONS_MAX) => {}
+                _ = reached(&mut phases, Phase::Stopping) => {}
+            }
+        };
+        let _ = timeout(LEAVE_TIMEOUT, leaving).await;
+        told.send_replace(Phase::Stopping);
+    } else {
+        // Who has connected before the end is served: closing the listener resets those that wait in its queue.
+        for accepted in backlog(listener, &connections) {
+            welcome(accepted);
+        }
     }
     let all = connections.acquire_many(CONNECTIONS_MAX);
-    if timeout(drain, all).await.is_ok() {
+    if timeout(drain(), all).await.is_ok() {
         return Drained::Fully;
     }
     let open = CONNECTIONS_MAX as usize - connections.available_permits();
-    stage.send_replace(Stage::Cut);
+    told.send_replace(Phase::Cut);
     Drained::Partly(open)
+}
+
+/// Waits until `phase` or a later one; whoever decides on the phases and goes away means the end.
+async fn reached(phases: &mut watch::Receiver<Phase>, phase: Phase) -> Phase {
+    phases.wait_for(|now| *now >= phase).await.map_or(Phase::Stopping, |now| *now)
 }
 
 /// What waits in the listener's queue, which is closed when it is found empty.
@@ -161,16 +198,6 @@ fn backlog(listener: TcpListener, connections: &Arc<Semaphore>) -> impl Iterator
         Some((TcpStream::from_std(stream).ok()?, peer.ip().to_canonical(), permit))
     })
     .take(CONNECTIONS_MAX as usize)
-}
-
-/// What connections are told.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    Open,
-    /// Finish the request under way, or the one that has just begun, and take no other.
-    Draining,
-    /// End now.
-    Cut,
 }
 
 /// A connection, where it comes from, and its permit to be open.
@@ -205,7 +232,7 @@ async fn connection(
     stream: TcpStream,
     peer: IpAddr,
     site: Arc<Site>,
-    mut stage: watch::Receiver<Stage>,
+    mut phases: watch::Receiver<Phase>,
 ) {
     // Answers are one small packet each: waiting to fill it helps nobody.
     let _ = stream.set_nodelay(true);
@@ -226,7 +253,7 @@ async fn connection(
                 log::debug!("{} {asked}: {peer}", response.status());
             }
             let closes = matches!(response.status(), StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
-            if chunked || closes || refusal.is_some() || control.is_draining() {
+            if chunked || closes || refusal.is_some() || control.is_on_last_request() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)
@@ -246,10 +273,11 @@ async fn connection(
             biased;
             // How a client ends its connection is its own affair.
             _ = connection.as_mut() => return,
-            changed = stage.changed() => match (*stage.borrow_and_update(), changed) {
-                (Stage::Open, Ok(())) => {}
+            changed = phases.changed() => match (*phases.borrow_and_update(), changed) {
+                (Phase::Serving, Ok(())) => {}
+                (Phase::Leaving, Ok(())) => control.leave(),
                 // Not hyper's graceful shutdown: it takes a head that the guard still holds back for an idle connection.
-                (Stage::Draining, Ok(())) => control.drain(),
+                (Phase::Stopping, Ok(())) => control.drain(),
                 _ => return,
             },
         }

@@ -37,6 +37,8 @@ pub(super) fn shortened(field: &str) -> String {
 pub(super) struct NotificationLog {
     /// One for each outcome.
     budgets: [Budget; Outcome::ALL.len()],
+    /// The minute in which it was last told that a previous key is still used.
+    previous_key_told: AtomicI64,
 }
 
 impl NotificationLog {
@@ -84,6 +86,14 @@ impl NotificationLog {
         let outcome = Outcome::Overloaded;
         if self.has_room_for(outcome) {
             log::error!(target: TARGET, "{}", t!("log.settle_late", outcome = outcome, seconds = after.as_secs()));
+        }
+    }
+
+    /// A gateway has not changed over to its merchant's new key yet. Told once a minute: it is no fault.
+    pub(super) fn previous_key(&self, pid: &str) {
+        let minute = Timestamp::now().ms().div_euclid(60_000);
+        if self.previous_key_told.swap(minute, Ordering::Relaxed) != minute {
+            log::info!(target: TARGET, "{}", t!("log.previous_key", pid = shortened(pid)));
         }
     }
 

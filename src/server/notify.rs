@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::notification_log::{NotificationLog, Refused, shortened};
 use super::{Response, read_body, text};
 use crate::clock::Timestamp;
-use crate::config::Config;
+use crate::config::Current;
 use crate::epay::{self, Notification, Unverified, VerifyError};
 use crate::order::SettledBy;
 use crate::settlement::{Claim, Outcome};
@@ -33,7 +33,7 @@ const REJECTED_PAYLOAD_BYTES_MAX: usize = 4096;
 const UNLOGGED_REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(super) struct Notify {
-    config: Arc<Config>,
+    config: Current,
     store: Store,
     log: Arc<NotificationLog>,
     /// Settlements that their gateways no longer wait for.
@@ -41,7 +41,7 @@ pub(super) struct Notify {
 }
 
 impl Notify {
-    pub(super) fn new(config: Arc<Config>, store: Store) -> Self {
+    pub(super) fn new(config: Current, store: Store) -> Self {
         Self { config, store, log: Arc::default(), late: TaskTracker::new() }
     }
 
@@ -79,19 +79,26 @@ impl Notify {
         let refused = |outcome: Outcome| Refused { outcome, reason: "".into(), claimed: claimed() };
         let unverified = Unverified::parse(&receipt.payload)
             .map_err(|malformed| Refused { reason: malformed.to_string().into(), ..refused(Outcome::Malformed) })?;
-        let merchant = self.config.merchant(unverified.pid()).ok_or_else(|| refused(Outcome::UnknownMerchant))?;
+        let config = self.config.load();
+        let merchant = config.merchant(unverified.pid()).ok_or_else(|| refused(Outcome::UnknownMerchant))?;
         if !merchant.allow_ips.is_empty() && !merchant.allow_ips.contains(client) {
             return Err(refused(Outcome::AddressNotAllowed));
         }
-        unverified.verify(&merchant.credentials, receipt.received_at).map_err(|error| match error {
-            VerifyError::BadSignature => refused(Outcome::BadSignature),
-            VerifyError::Stale => refused(Outcome::Stale),
-        })
+        let notification =
+            unverified.verify(&merchant.credentials, receipt.received_at).map_err(|error| match error {
+                VerifyError::BadSignature => refused(Outcome::BadSignature),
+                VerifyError::Stale => refused(Outcome::Stale),
+            })?;
+        if notification.by_previous_key {
+            self.log.previous_key(&notification.pid);
+        }
+        Ok(notification)
     }
 
     async fn settle(&self, notification: Notification, receipt: Receipt, client: IpAddr) -> Outcome {
         let claim = Claim::from(notification);
-        let settle = Settle { claim: claim.clone(), source: SettledBy::Notify, late: self.config.orders.late, receipt };
+        let late = self.config.load().orders.late;
+        let settle = Settle { claim: claim.clone(), source: SettledBy::Notify, late, receipt };
         let mut settling = Box::pin({
             let (store, log) = (self.store.clone(), Arc::clone(&self.log));
             async move {

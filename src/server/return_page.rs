@@ -3,7 +3,7 @@
 //! The parameters are the same signed ones that the gateway sends in its notification, and they come through the buyer's hands:
 //! they choose which order to show, and prove nothing about it. What is shown comes from the store.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use base64::Engine;
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::{Response, respond};
 use crate::clock::Timestamp;
-use crate::config::Config;
+use crate::config::Current;
 use crate::epay::Unverified;
 use crate::order::{Order, OrderStatus};
 use crate::store::Store;
@@ -41,12 +41,12 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
 });
 
 pub(super) struct ReturnPage {
-    config: Arc<Config>,
+    config: Current,
     store: Store,
 }
 
 impl ReturnPage {
-    pub(super) fn new(config: Arc<Config>, store: Store) -> Self {
+    pub(super) fn new(config: Current, store: Store) -> Self {
         Self { config, store }
     }
 
@@ -70,8 +70,10 @@ impl ReturnPage {
     /// The order that vouched-for parameters name; `None` for every reason alike, so that the page tells a stranger nothing.
     async fn order(&self, query: &str, now: Timestamp) -> Option<Order> {
         let unverified = Unverified::parse(query.as_bytes()).ok()?;
-        let merchant = self.config.merchant(unverified.pid())?;
-        let notification = unverified.verify(&merchant.credentials, now).ok()?;
+        let notification = {
+            let config = self.config.load();
+            unverified.verify(&config.merchant(unverified.pid())?.credentials, now).ok()?
+        };
         let order = timeout(READ_TIMEOUT, self.store.order(&notification.out_trade_no)).await.ok()?.ok()??;
         (order.terms.merchant == notification.pid).then_some(order)
     }

@@ -1,0 +1,26 @@
+//! `reload`: the running service reads its configuration again.
+
+use anyhow::anyhow;
+use rust_i18n::t;
+
+use super::failure::{Exit, eprint};
+use super::output;
+use crate::config::Essentials;
+use crate::manager::reload::{Reloaded, reload};
+
+pub(super) fn run(essentials: &Essentials) -> anyhow::Result<Exit> {
+    match reload(&essentials.pid_file)? {
+        Reloaded::Done { pid, after_restart } => {
+            output::line(&t!("manager.reloaded", pid = pid))?;
+            if !after_restart.is_empty() {
+                eprint(&t!("log.reloaded_but", keys = after_restart.join(", ")));
+            }
+            Ok(Exit::Done)
+        }
+        Reloaded::Refused { cause, bad_configuration } => {
+            eprint(&t!("log.reload_failed", cause = cause));
+            Ok(if bad_configuration { Exit::BadConfiguration } else { Exit::Failed })
+        }
+        Reloaded::NotRunning => Err(anyhow!(t!("manager.nothing_to_reload").into_owned())),
+    }
+}

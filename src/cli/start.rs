@@ -1,0 +1,56 @@
+//! `start`: the service in the background.
+
+use std::time::Duration;
+
+use rust_i18n::t;
+
+use super::failure::{Exit, eprint};
+use super::output;
+use crate::config::{Loaded, ensure_rereadable};
+use crate::manager::start::{Start, Started};
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// How long it may take, in seconds [default: `start_timeout_s` of the configuration]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub(super) timeout: Option<Duration>,
+}
+
+pub(super) fn run(arguments: &Arguments, loaded: &Loaded) -> anyhow::Result<Exit> {
+    prepare(loaded)?;
+    let started = plan(arguments, loaded).start()?;
+    output::line(&match started {
+        Started::Ready { pid, listen } => t!("manager.started", pid = pid, address = listen),
+        Started::Already { pid, listen } => t!("manager.started_already", pid = pid, address = listen),
+    })?;
+    Ok(Exit::Done)
+}
+
+/// What has to be right before a service is started, and is worth saying.
+pub(super) fn prepare(loaded: &Loaded) -> anyhow::Result<()> {
+    ensure_rereadable(loaded.source.file.as_deref())?;
+    for warning in &loaded.warnings {
+        eprint(&t!("log.config_warning", finding = warning));
+    }
+    Ok(())
+}
+
+pub(super) fn plan<'a>(arguments: &Arguments, loaded: &'a Loaded) -> Start<'a> {
+    let config = &loaded.config;
+    Start {
+        config_file: loaded.source.file.as_deref(),
+        pid_file: &config.service.pid_file,
+        log_file: &config.log.file,
+        timeout: arguments.timeout.unwrap_or(Duration::from_secs(config.service.start_timeout_s.into())),
+    }
+}
+
+/// A time span as options take it: seconds, with a fraction if need be.
+pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: Option<f64> = text.parse().ok();
+    let duration = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    duration.filter(|duration| *duration <= SECONDS_MAX).ok_or_else(|| t!("cli.bad_seconds").into_owned())
+}
+
+/// A day: nothing takes longer, and no clock is out of its range.
+const SECONDS_MAX: Duration = Duration::from_hours(24);

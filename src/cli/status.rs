@@ -1,0 +1,158 @@
+//! `status`: whether the service runs, and how it is.
+
+use std::time::Duration;
+
+use rust_i18n::t;
+use serde_json::json;
+
+use super::failure::Exit;
+use super::output;
+use crate::config::Essentials;
+use crate::manager::health::Health;
+use crate::manager::pid_file::Record;
+use crate::manager::process::Vitals;
+use crate::manager::status::{Status, status};
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// Report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(arguments: &Arguments, essentials: &Essentials) -> anyhow::Result<Exit> {
+    let status = status(&essentials.pid_file).await?;
+    if arguments.json {
+        output::json(&as_json(&status))?;
+    } else {
+        output::columns(&rows(&status, essentials))?;
+        for line in needs_attention(&status, essentials) {
+            output::line(&format!("! {line}"))?;
+        }
+    }
+    Ok(match status {
+        Status::Stopped => Exit::Stopped,
+        Status::Dead(_) | Status::Garbage(_) => Exit::Dead,
+        Status::Running { health: Health::Ok(_), .. } => Exit::Done,
+        Status::Running { .. } => Exit::NotAnswering,
+    })
+}
+
+fn as_json(status: &Status) -> serde_json::Value {
+    let (state, record, vitals, health) = match status {
+        Status::Stopped => ("stopped", None, None, None),
+        Status::Dead(record) => ("dead", Some(record), None, None),
+        Status::Garbage(_) => ("dead", None, None, None),
+        Status::Running { record, vitals, health } => ("running", Some(record), vitals.as_ref(), Some(health)),
+    };
+    json!({
+        "health": health.map(|health| match health {
+            Health::Ok(_) => "ok",
+            Health::Unavailable => "unavailable",
+            Health::NoAnswer => "no_answer",
+        }),
+        "listen": record.and_then(|record| record.listen),
+        "pid": record.map(|record| record.pid),
+        "state": state,
+        "uptime_s": vitals.map(|vitals| vitals.uptime.as_secs()),
+        "version": record.map(|record| &record.version),
+    })
+}
+
+fn rows(status: &Status, essentials: &Essentials) -> Vec<[String; 2]> {
+    let mut rows: Vec<[String; 2]> = Vec::new();
+    let mut row = |name: &str, value: String| rows.push([t!(name).into_owned(), value]);
+    let state = |text: &str| format!("● {text}");
+    match status {
+        Status::Stopped => row("status_of.state", state(&t!("status_of.stopped"))),
+        Status::Dead(record) => {
+            row("status_of.state", state(&t!("status_of.dead")));
+            row("status_of.pid", record.pid.to_string());
+        }
+        Status::Garbage(_) => row("status_of.state", state(&t!("status_of.dead"))),
+        Status::Running { record, vitals, health } => {
+            let text = match (health, record.listen) {
+                (Health::Ok(_), _) => t!("status_of.running"),
+                (_, None) => t!("status_of.starting"),
+                (_, Some(_)) => t!("status_of.not_answering"),
+            };
+            row("status_of.state", state(&text));
+            row("status_of.pid", pid(record));
+            if let Some(listen) = record.listen {
+                row("status_of.listen", listen.to_string());
+                row("status_of.health", health_text(*health));
+            }
+            row("status_of.version", record.version.clone());
+            if let Some(Vitals { uptime, memory_bytes, .. }) = vitals {
+                row("status_of.uptime", uptime_text(*uptime));
+                row("status_of.memory", format!("{} MiB", memory_bytes.div_ceil(1 << 20)));
+            }
+        }
+    }
+    row("status_of.log", essentials.log_file.display().to_string());
+    rows
+}
+
+fn pid(record: &Record) -> String {
+    match &record.unit {
+        Some(unit) => format!("{} ({unit})", record.pid),
+        None => record.pid.to_string(),
+    }
+}
+
+fn health_text(health: Health) -> String {
+    match health {
+        Health::Ok(after) => t!("status_of.ok", ms = format!("{:.1}", after.as_secs_f64() * 1000.0)).into(),
+        Health::Unavailable => t!("status_of.unavailable").into(),
+        Health::NoAnswer => t!("status_of.no_answer").into(),
+    }
+}
+
+/// The two largest units: more is not worth reading.
+fn uptime_text(uptime: Duration) -> String {
+    let (minutes, seconds) = (uptime.as_secs() / 60, uptime.as_secs() % 60);
+    let (hours, minutes) = (minutes / 60, minutes % 60);
+    match (hours / 24, hours % 24) {
+        (0, 0) => t!("status_of.minutes", minutes = minutes, seconds = seconds),
+        (0, hours) => t!("status_of.hours", hours = hours, minutes = minutes),
+        (days, hours) => t!("status_of.days", days = days, hours = hours),
+    }
+    .into()
+}
+
+/// What a person should do something about.
+fn needs_attention(status: &Status, essentials: &Essentials) -> Vec<String> {
+    let on_disk = env!("CARGO_PKG_VERSION");
+    let text = match status {
+        Status::Stopped => t!("status_of.start_it"),
+        Status::Dead(_) => t!("status_of.it_died"),
+        Status::Garbage(text) => t!("manager.left_garbage", path = essentials.pid_file.display(), text = text),
+        Status::Running {
+            health: Health::Unavailable | Health::NoAnswer,
+            record: Record { listen: Some(_), .. },
+            ..
+        } => {
+            t!("status_of.look_at_the_log")
+        }
+        Status::Running { record, .. } if record.version != on_disk => {
+            t!("status_of.other_version", version = on_disk)
+        }
+        Status::Running { vitals: Some(Vitals { is_program_replaced: true, .. }), .. } => t!("status_of.other_build"),
+        Status::Running { .. } => return Vec::new(),
+    };
+    vec![text.into()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_uptime_has_two_units() {
+        for (seconds, numbers) in [(0, "0 0"), (61, "1 1"), (7_325, "2 2"), (183_600, "2 3")] {
+            let text = uptime_text(Duration::from_secs(seconds));
+            let found: Vec<_> = text.split(|c: char| !c.is_ascii_digit()).filter(|part| !part.is_empty()).collect();
+            assert_eq!(found.join(" "), numbers, "{text}");
+        }
+    }
+}

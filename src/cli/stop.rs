@@ -1,0 +1,51 @@
+//! `stop`: the end of the service, a gentle one if it can be.
+
+use std::time::Duration;
+
+use anyhow::anyhow;
+use rust_i18n::t;
+
+use super::failure::{Exit, eprint};
+use super::output;
+use super::start::parse_seconds;
+use crate::config::Essentials;
+use crate::manager::stop::{Leftover, Stopped, stop};
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// How long it may take until it is killed, in seconds [default: `stop_timeout_s` of the configuration]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    timeout: Option<Duration>,
+    /// Do not kill it when it takes longer; exit with 1
+    #[arg(long)]
+    no_force: bool,
+}
+
+pub(super) fn run(arguments: &Arguments, essentials: &Essentials) -> anyhow::Result<Exit> {
+    let timeout = arguments.timeout.unwrap_or(Duration::from_secs(essentials.stop_timeout_s.into()));
+    let seconds = timeout.as_secs_f32();
+    let before_kill = |pid: u32| eprint(&t!("manager.killing", pid = pid, seconds = seconds));
+    match stop(&essentials.pid_file, timeout, !arguments.no_force, before_kill)? {
+        Stopped::WasNotRunning(leftover) => {
+            match leftover {
+                Leftover::Nothing => {}
+                Leftover::Record(record) => eprint(&t!("manager.left", pid = record.pid)),
+                Leftover::Garbage(text) => {
+                    eprint(&t!("manager.left_garbage", path = essentials.pid_file.display(), text = text));
+                }
+            }
+            output::line(&t!("manager.not_running"))?;
+        }
+        Stopped::Finished(record) => {
+            output::line(&t!("manager.stopped", pid = record.pid))?;
+            if let Some(unit) = record.unit {
+                eprint(&t!("manager.stopped_under_systemd", unit = unit));
+            }
+        }
+        Stopped::Killed(record) => output::line(&t!("manager.killed", pid = record.pid))?,
+        Stopped::StillRunning(record) => {
+            return Err(anyhow!(t!("manager.still_running", pid = record.pid, seconds = seconds).into_owned()));
+        }
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,300 @@
+//! The pid file: locked for as long as the service lives, and telling who holds it.
+//!
+//! The lock decides, the text only explains. The file is never unlinked: whoever had it open would lock a file that nobody else
+//! can see, and two services would own "the" pid file. A clean end leaves it empty; a text in an unlocked file is that of a
+//! service that died.
+
+use std::fmt;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use rust_i18n::t;
+
+use super::process::{Process, start_time};
+
+/// How long a lock is tried for: someone who only looks holds it for a moment. And how long a text that does not fit is looked at
+/// again: it may be about to change.
+const TRIES: u32 = 20;
+const TRY_PAUSE: Duration = Duration::from_millis(10);
+/// A text longer than this is not ours.
+const TEXT_BYTES_MAX: u64 = 4096;
+
+/// What the pid file says of the running service.
+///
+/// The pid stands alone on the first line, so that other tools can read it too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) pid: u32,
+    /// When the process started, in clock ticks since the machine did: tells it from another one of the same pid.
+    pub(crate) start_time: u64,
+    /// Where it listens; not there while it is starting.
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) version: String,
+    /// The systemd unit that owns it.
+    pub(crate) unit: Option<String>,
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}\nstart_time={}\nversion={}", self.pid, self.start_time, self.version)?;
+        if let Some(unit) = &self.unit {
+            writeln!(f, "systemd={unit}")?;
+        }
+        if let Some(listen) = self.listen {
+            writeln!(f, "listen={listen}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Record {
+    /// This process's own.
+    pub(crate) fn own(listen: Option<SocketAddr>, unit: Option<String>) -> Self {
+        let pid = std::process::id();
+        let start_time = start_time(pid).unwrap_or_default();
+        Self { pid, start_time, listen, version: env!("CARGO_PKG_VERSION").into(), unit }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (pid, rest) = text.split_once('\n')?;
+        // A text that is being written does not end in a line end yet.
+        let rest = rest.strip_suffix('\n')?;
+        let value = |key: &str| rest.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        Some(Self {
+            pid: pid.parse().ok()?,
+            start_time: value("start_time")?.parse().ok()?,
+            listen: value("listen").map(str::parse).transpose().ok()?,
+            version: value("version")?.to_owned(),
+            unit: value("systemd").map(str::to_owned),
+        })
+    }
+}
+
+/// Our own pid file, locked. Dropping it leaves it empty and unlocked.
+pub(crate) struct PidFile {
+    file: File,
+    is_ours: bool,
+}
+
+/// Why the pid file could not be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LockError {
+    #[error("locked")]
+    Held,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl PidFile {
+    /// Creates the file where there is none, with its directory, and locks it.
+    pub(crate) fn lock(path: &Path) -> Result<Self, LockError> {
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory)?;
+        }
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(path)?;
+        for _ in 0..TRIES {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self { file, is_ours: true }),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(TRY_PAUSE),
+                Err(TryLockError::Error(error)) => return Err(error.into()),
+            }
+        }
+        Err(LockError::Held)
+    }
+
+    /// Takes over the file that the process before us has locked: the lock is one, shared until that process ends.
+    pub(crate) fn inherit(locked: OwnedFd) -> Self {
+        Self { file: locked.into(), is_ours: true }
+    }
+
+    /// Leaves the file to the process that has inherited it.
+    pub(crate) fn leave(&mut self) {
+        self.is_ours = false;
+    }
+
+    pub(crate) fn write(&mut self, record: &Record) -> io::Result<()> {
+        self.file.rewind()?;
+        self.file.set_len(0)?;
+        // In one call, so that a reader sees all of it or nothing.
+        self.file.write_all(record.to_string().as_bytes())
+    }
+}
+
+impl AsFd for PidFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        if self.is_ours {
+            // What stays is taken for a death; nothing worse.
+            let _ = self.file.set_len(0);
+        }
+    }
+}
+
+/// What a look at the pid file found.
+pub(crate) enum Found {
+    /// Nobody runs, and the last end was a clean one.
+    Nothing,
+    /// Nobody runs; this is what someone who died has left.
+    Left(Record),
+    /// Nobody runs; the text is not ours.
+    LeftGarbage(String),
+    /// The service runs.
+    Running(Record, Process),
+    /// Somebody holds the lock, and the text does not tell who.
+    Unknown(Riddle),
+}
+
+/// A locked file with a text that does not fit.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Riddle {
+    Empty,
+    Garbage(String),
+    /// The process that it names has ended, or was never there.
+    NoSuchProcess(Record),
+}
+
+/// Looks whether the service runs, and who it is. Changes nothing, and signals nobody.
+pub(crate) fn look(path: &Path) -> anyhow::Result<Found> {
+    try_look(path).with_context(|| t!("log.pid_file_failed", path = path.display()).into_owned())
+}
+
+fn try_look(path: &Path) -> io::Result<Found> {
+    let mut riddle = Riddle::Empty;
+    for _ in 0..TRIES {
+        // Opened anew each time: a file that is not there yet may come.
+        let mut file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            Err(error) => return Err(error),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => return Ok(left(&read(&mut file)?)),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        let text = read(&mut file)?;
+        riddle = match Record::parse(&text) {
+            None if text.trim().is_empty() => Riddle::Empty,
+            None => Riddle::Garbage(beginning(&text)),
+            Some(record) => match Process::find(record.pid, record.start_time)? {
+                // Whoever was just found is the one that holds the lock, if the file still says so.
+                Some(process) if read(&mut file)? == text => return Ok(Found::Running(record, process)),
+                _ => Riddle::NoSuchProcess(record),
+            },
+        };
+        std::thread::sleep(TRY_PAUSE);
+    }
+    Ok(Found::Unknown(riddle))
+}
+
+fn left(text: &str) -> Found {
+    match Record::parse(text) {
+        Some(record) => Found::Left(record),
+        None if text.trim().is_empty() => Found::Nothing,
+        None => Found::LeftGarbage(beginning(text)),
+    }
+}
+
+fn read(file: &mut File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.take(TEXT_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Enough of a text to recognize it by.
+fn beginning(text: &str) -> String {
+    text.lines().next().unwrap_or_default().chars().take(40).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn file() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/x.pid");
+        (directory, path)
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        for (listen, unit) in [(None, None), (Some("[::1]:5002"), Some("webhookctl.service"))] {
+            let record = Record::own(listen.map(|listen| listen.parse().unwrap()), unit.map(str::to_owned));
+            let text = record.to_string();
+            assert_eq!(text.lines().next().unwrap().parse(), Ok(std::process::id()));
+            assert_eq!(Record::parse(&text), Some(record));
+            // Cut off anywhere, it is never taken for another one.
+            for end in 0..text.len() {
+                let cut = Record::parse(&text[..end]);
+                assert!(cut.is_none_or(|cut| cut.pid == std::process::id() && cut.listen.is_none()), "{end}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_file_tells_who_holds_it_and_is_left_empty() {
+        let (_directory, path) = file();
+        assert!(matches!(look(&path).unwrap(), Found::Nothing), "no file");
+        let mut own = PidFile::lock(&path).unwrap();
+        assert!(matches!(PidFile::lock(&path), Err(LockError::Held)));
+        assert!(matches!(look(&path).unwrap(), Found::Unknown(Riddle::Empty)), "nothing written yet");
+        let record = Record::own(None, None);
+        own.write(&record).unwrap();
+        let Found::Running(found, process) = look(&path).unwrap() else { panic!("not running") };
+        assert_eq!((found, process.pid()), (record, std::process::id()));
+        drop(own);
+        assert!(matches!(look(&path).unwrap(), Found::Nothing), "a clean end");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "", "and the file stays");
+    }
+
+    #[test]
+    fn what_was_handed_over_is_not_emptied() {
+        let (_directory, path) = file();
+        let mut old = PidFile::lock(&path).unwrap();
+        let mut new = PidFile::inherit(old.as_fd().try_clone_to_owned().unwrap());
+        old.leave();
+        new.write(&Record::own(None, None)).unwrap();
+        drop(old);
+        assert!(matches!(look(&path).unwrap(), Found::Running(..)), "the lock is still held");
+        drop(new);
+        assert!(matches!(look(&path).unwrap(), Found::Nothing));
+    }
+
+    #[test]
+    fn what_others_left_is_told_and_not_believed() {
+        let (_directory, path) = file();
+        drop(PidFile::lock(&path).unwrap());
+        let recycled = Record { start_time: 1, ..Record::own(None, None) };
+        for (text, locked) in [(recycled.to_string(), true), ("12345".into(), true), (recycled.to_string(), false)] {
+            std::fs::write(&path, &text).unwrap();
+            let stranger = File::open(&path).unwrap();
+            if locked {
+                stranger.lock().unwrap();
+            }
+            let found = look(&path).unwrap();
+            match (locked, found) {
+                (true, Found::Unknown(Riddle::NoSuchProcess(record))) | (false, Found::Left(record)) => {
+                    assert_eq!(record, recycled);
+                }
+                (true, Found::Unknown(Riddle::Garbage(beginning))) => assert_eq!(beginning, "12345"),
+                _ => panic!("{text} {locked}"),
+            }
+        }
+        std::fs::write(&path, "\u{fffd} nonsense").unwrap();
+        assert!(matches!(look(&path).unwrap(), Found::LeftGarbage(_)));
+    }
+}
