@@ -6,6 +6,7 @@
 mod commands;
 mod configuration;
 mod crash;
+mod deployment;
 mod http;
 mod lifecycle;
 mod payment;
