@@ -2,7 +2,11 @@
 
 use std::fmt;
 
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Span, SpanRelativeTo, civil};
 use serde::{Serialize, Serializer};
+
+const LOG_TIME: &str = "%Y-%m-%d %H:%M:%S,%3f";
 
 /// A point in time: milliseconds since the Unix epoch, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,12 +36,12 @@ impl Timestamp {
 
     /// Local time as log records carry it: `2025-07-31 10:50:09,246`.
     pub fn to_log_time(self) -> impl fmt::Display {
-        self.instant().to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S,%3f").to_string()
+        self.instant().to_zoned(TimeZone::system()).strftime(LOG_TIME).to_string()
     }
 
     /// Local time to the second, for a person: `2025-07-31 10:50:09`.
     pub fn to_local(self) -> impl fmt::Display {
-        self.instant().to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+        self.instant().to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
     }
 
     fn instant(self) -> jiff::Timestamp {
@@ -58,6 +62,48 @@ impl Serialize for Timestamp {
     }
 }
 
+/// Local time as log records carry it, `2025-07-31 10:50:09,246`. As text it has the order of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct LogTime([u8; Self::LEN]);
+
+impl LogTime {
+    /// How many bytes it takes in a record.
+    pub(crate) const LEN: usize = Self::SHAPE.len();
+
+    const SHAPE: &[u8; 23] = b"0000-00-00 00:00:00,000";
+
+    /// The time that a log record begins with.
+    pub(crate) fn at_start_of(line: &[u8]) -> Option<Self> {
+        let time = line.first_chunk()?;
+        let fits = |(byte, shape): (&u8, &u8)| if *shape == b'0' { byte.is_ascii_digit() } else { byte == shape };
+        time.iter().zip(Self::SHAPE).all(fits).then_some(Self(*time))
+    }
+
+    /// The time that a person names: how long before `now`, such as `10m` or `1h 30m`, or local time, such as `2026-01-02 03:04`.
+    pub(crate) fn parse_since(text: &str, now: Timestamp) -> Option<Self> {
+        if let Ok(local) = text.parse::<civil::DateTime>() {
+            return Self::of(local);
+        }
+        let span: Span = text.parse().ok()?;
+        let ago = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
+        let since = now.instant().checked_sub(ago).ok()?;
+        (ago >= SignedDuration::ZERO).then(|| Self::earliest_of(since, &TimeZone::system())).flatten()
+    }
+
+    /// The earliest time that a record carries which is not older than `instant`. When the clocks go back, a record written after
+    /// it can carry an earlier time than it has itself.
+    fn earliest_of(instant: jiff::Timestamp, zone: &TimeZone) -> Option<Self> {
+        let change = zone.following(instant).next();
+        let local = change.map(|change| zone.to_datetime(change.timestamp()));
+        let own = zone.to_datetime(instant);
+        Self::of(local.map_or(own, |local| local.min(own)))
+    }
+
+    fn of(local: civil::DateTime) -> Option<Self> {
+        Self::at_start_of(local.strftime(LOG_TIME).to_string().as_bytes())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,5 +117,69 @@ mod tests {
     fn a_time_out_of_range_is_kept_in_range() {
         assert_eq!(Timestamp::from_ms(i64::MAX).plus_seconds(9), Timestamp::from_ms(i64::MAX));
         assert!(!Timestamp::from_ms(i64::MIN).to_string().is_empty());
+    }
+    #[test]
+    fn a_record_begins_with_its_time() {
+        let now = Timestamp::now().to_log_time().to_string();
+        assert!(LogTime::at_start_of(format!("{now} - x").as_bytes()).is_some(), "{now}");
+        for line in [
+            "",
+            "2026-01-02 03:04:05",
+            "2026-01-02 03:04:05.678 -",
+            "2026-01-02T03:04:05,678 -",
+            "x026-01-02 03:04:05,678",
+        ] {
+            assert_eq!(LogTime::at_start_of(line.as_bytes()), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn since_when() {
+        let now = Timestamp::from_ms(1_767_323_045_678);
+        let ago = |seconds: i64| Timestamp::from_ms(now.ms() - seconds * 1000).to_log_time().to_string();
+        for (text, expected) in [
+            ("90s", Some(ago(90))),
+            ("10m", Some(ago(600))),
+            ("2h", Some(ago(7200))),
+            ("1d", Some(ago(86_400))),
+            ("1h 30m", Some(ago(5400))),
+            ("0s", Some(ago(0))),
+            ("2026-01-02", Some("2026-01-02 00:00:00,000".into())),
+            ("2026-01-02 03:04", Some("2026-01-02 03:04:00,000".into())),
+            ("2026-01-02 03:04:05", Some("2026-01-02 03:04:05,000".into())),
+            ("2026-01-02 03:04:05,678", Some("2026-01-02 03:04:05,678".into())),
+            ("", None),
+            ("10", None),
+            ("10x", None),
+            ("-10m", None),
+            ("1 month", None),
+            ("9999999999d", None),
+            ("3650000d", None),
+            ("2026-13-02 03:04", None),
+            ("2026-01-02 25:04", None),
+            ("2026-01-02 03:04Z", None),
+        ] {
+            let expected = expected.map(|time| LogTime::at_start_of(time.as_bytes()).unwrap());
+            assert_eq!(LogTime::parse_since(text, now), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_missed_where_the_clocks_go_back() {
+        let zone = TimeZone::posix("EST5EDT,M3.2.0,M11.1.0").unwrap();
+        // At 06:00 UTC, 02:00 became 01:00.
+        for (utc, earliest) in [
+            ("2026-11-01T04:59:00Z", "00:59"),
+            ("2026-11-01T05:00:00Z", "01:00"),
+            ("2026-11-01T05:55:00Z", "01:00"),
+            ("2026-11-01T06:00:00Z", "01:00"),
+            ("2026-11-01T06:05:00Z", "01:05"),
+            ("2026-11-01T07:05:00Z", "02:05"),
+            ("2026-03-08T06:59:00Z", "01:59"),
+            ("2026-03-08T07:00:00Z", "03:00"),
+        ] {
+            let time = LogTime::earliest_of(utc.parse().unwrap(), &zone).unwrap();
+            assert_eq!(std::str::from_utf8(&time.0[11..16]).unwrap(), earliest, "{utc}");
+        }
     }
 }

@@ -5,6 +5,7 @@ mod config;
 mod demo;
 mod failure;
 mod help;
+mod logs;
 mod orders;
 mod output;
 mod reload;
@@ -62,6 +63,8 @@ enum Command {
     Users(users::Command),
     /// Send the running service the callback that a gateway would send for an order
     Trigger(trigger::Arguments),
+    /// Show the last lines of the log file, and follow it
+    Logs(logs::Arguments),
     /// Try everything in a sandbox: service, order, callback, duplicate, forgery, credits
     Demo(demo::Arguments),
 }
@@ -115,6 +118,7 @@ fn run(arguments: Arguments, document: &Result<Document, ConfigError>) -> anyhow
         Command::Orders(command) => in_runtime(orders::run(command, &loaded()?.config)),
         Command::Users(command) => in_runtime(users::run(command, &loaded()?.config)),
         Command::Trigger(arguments) => in_runtime(trigger::run(arguments, &loaded()?.config)),
+        Command::Logs(arguments) => logs::run(&arguments, &essentials()?.log_file),
         Command::Demo(arguments) => in_runtime(demo::run(arguments)),
     }
 }

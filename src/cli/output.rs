@@ -1,7 +1,11 @@
 //! What commands print: data on standard output, as JSON on one line or as columns for a person.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
+use anstyle::{AnsiColor, Style};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr;
 
@@ -20,11 +24,38 @@ pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
 /// Prints one line.
 pub(super) fn line(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    let printed = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
-    printed.map_err(|error| match error.kind() {
+    writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(failed)
+}
+
+/// What a failed write to standard output means.
+pub(super) fn failed(error: io::Error) -> anyhow::Error {
+    match error.kind() {
         io::ErrorKind::BrokenPipe => OutputClosed.into(),
         _ => error.into(),
-    })
+    }
+}
+
+/// Waits for some time, but only while somebody may read what will be printed.
+pub(super) fn wait_while_open(time: Duration) -> anyhow::Result<()> {
+    let stdout = rustix::stdio::stdout();
+    // No event is asked for: errors and a reader that has gone are always told.
+    let mut polled = [PollFd::new(&stdout, PollFlags::empty())];
+    match poll(&mut polled, Some(&Timespec::try_from(time)?)) {
+        Ok(0) | Err(Errno::INTR) => Ok(()),
+        Ok(_) => Err(OutputClosed.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether what is printed there may have colours: a terminal, and nobody who wants none.
+pub(super) fn may_be_coloured(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Prints one line in a colour, where it may have one.
+pub(super) fn coloured_line(colour: AnsiColor, text: &str) -> anyhow::Result<()> {
+    let style = if may_be_coloured(&io::stdout()) { colour.on_default() } else { Style::new() };
+    line(&format!("{style}{}{style:#}", escaped(text)))
 }
 
 /// Prints rows in columns; Chinese characters count as the two cells that they take.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anstyle::AnsiColor;
 use rust_i18n::t;
 use serde_json::json;
 
@@ -25,6 +26,8 @@ pub(super) async fn run(arguments: &Arguments, essentials: &Essentials) -> anyho
     if arguments.json {
         output::json(&as_json(&status))?;
     } else {
+        let (colour, headline) = headline(&status);
+        output::coloured_line(colour, &headline)?;
         output::columns(&rows(&status, essentials))?;
         for line in needs_attention(&status, essentials) {
             output::line(&format!("! {line}"))?;
@@ -59,24 +62,24 @@ fn as_json(status: &Status) -> serde_json::Value {
     })
 }
 
+fn headline(status: &Status) -> (AnsiColor, String) {
+    let (colour, text) = match status {
+        Status::Stopped => (AnsiColor::BrightBlack, t!("status_of.stopped")),
+        Status::Dead(_) | Status::Garbage(_) => (AnsiColor::Red, t!("status_of.dead")),
+        Status::Running { health: Health::Ok(_), .. } => (AnsiColor::Green, t!("status_of.running")),
+        Status::Running { record: Record { listen: None, .. }, .. } => (AnsiColor::Yellow, t!("status_of.starting")),
+        Status::Running { .. } => (AnsiColor::Red, t!("status_of.not_answering")),
+    };
+    (colour, format!("● {text}"))
+}
+
 fn rows(status: &Status, essentials: &Essentials) -> Vec<[String; 2]> {
     let mut rows: Vec<[String; 2]> = Vec::new();
     let mut row = |name: &str, value: String| rows.push([t!(name).into_owned(), value]);
-    let state = |text: &str| format!("● {text}");
     match status {
-        Status::Stopped => row("status_of.state", state(&t!("status_of.stopped"))),
-        Status::Dead(record) => {
-            row("status_of.state", state(&t!("status_of.dead")));
-            row("status_of.pid", record.pid.to_string());
-        }
-        Status::Garbage(_) => row("status_of.state", state(&t!("status_of.dead"))),
+        Status::Stopped | Status::Garbage(_) => {}
+        Status::Dead(record) => row("status_of.pid", record.pid.to_string()),
         Status::Running { record, vitals, health } => {
-            let text = match (health, record.listen) {
-                (Health::Ok(_), _) => t!("status_of.running"),
-                (_, None) => t!("status_of.starting"),
-                (_, Some(_)) => t!("status_of.not_answering"),
-            };
-            row("status_of.state", state(&text));
             row("status_of.pid", pid(record));
             if let Some(listen) = record.listen {
                 row("status_of.listen", listen.to_string());

@@ -7,6 +7,7 @@ pub(crate) mod control;
 mod daemon;
 pub(crate) mod health;
 mod log_end;
+pub(crate) mod logs;
 pub(crate) mod pid_file;
 pub(crate) mod port;
 pub(crate) mod process;

@@ -9,5 +9,6 @@ mod crash;
 mod deployment;
 mod http;
 mod lifecycle;
+mod logs;
 mod payment;
 mod support;
