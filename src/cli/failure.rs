@@ -28,6 +28,12 @@ pub(super) enum Exit {
 }
 
 impl Exit {
+    /// How another process of ours failed that told this code.
+    pub(super) fn of_code(code: u8) -> Self {
+        let told = [Self::NoPermission, Self::BadConfiguration].into_iter().find(|exit| exit.code() == code);
+        told.unwrap_or(Self::Failed)
+    }
+
     pub(super) fn code(self) -> u8 {
         match self {
             Self::Done => 0,
@@ -80,9 +86,7 @@ pub(super) fn exit_of(error: &anyhow::Error) -> Exit {
             return Exit::BadConfiguration;
         }
         if let Some(not_started) = cause.downcast_ref::<NotStarted>() {
-            // What the service that was started would have exited with.
-            let codes = [Exit::NoPermission, Exit::BadConfiguration];
-            return codes.into_iter().find(|exit| exit.code() == not_started.exit).unwrap_or(Exit::Failed);
+            return Exit::of_code(not_started.exit);
         }
         if cause.is::<UsageError>() {
             return Exit::Usage;

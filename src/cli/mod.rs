@@ -108,7 +108,7 @@ fn run(arguments: Arguments, document: &Result<Document, ConfigError>) -> anyhow
     // Who stops the service must not need what only serving needs.
     let essentials = || document().map(Document::essentials);
     match arguments.command {
-        Command::Serve(arguments) => Ok(serve::run(&arguments, loaded())),
+        Command::Serve(arguments) => Ok(serve::run(&arguments, loaded(), essentials())),
         Command::Stop(arguments) => stop::run(&arguments, &essentials()?),
         Command::Reload => reload::run(&essentials()?),
         Command::Status(arguments) => in_runtime(status::run(&arguments, &essentials()?)),

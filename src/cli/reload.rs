@@ -5,6 +5,7 @@ use rust_i18n::t;
 
 use super::failure::{Exit, eprint};
 use super::output;
+use super::start::listener_beside;
 use crate::config::Essentials;
 use crate::manager::reload::{Reloaded, reload};
 
@@ -17,10 +18,15 @@ pub(super) fn run(essentials: &Essentials) -> anyhow::Result<Exit> {
             }
             Ok(Exit::Done)
         }
-        Reloaded::Refused { cause, bad_configuration } => {
+        Reloaded::Refused { cause, exit } => {
             eprint(&t!("log.reload_failed", cause = cause));
-            Ok(if bad_configuration { Exit::BadConfiguration } else { Exit::Failed })
+            Ok(Exit::of_code(exit))
         }
-        Reloaded::NotRunning => Err(anyhow!(t!("manager.nothing_to_reload").into_owned())),
+        Reloaded::NotRunning => {
+            if let Some(text) = listener_beside(essentials) {
+                eprint(&text);
+            }
+            Err(anyhow!(t!("manager.nothing_to_reload").into_owned()))
+        }
     }
 }

@@ -6,7 +6,8 @@ use rust_i18n::t;
 
 use super::failure::{Exit, eprint};
 use super::output;
-use crate::config::{Loaded, ensure_rereadable};
+use crate::config::{Essentials, Loaded, ensure_rereadable};
+use crate::manager::port;
 use crate::manager::start::{Start, Started};
 
 #[derive(clap::Args)]
@@ -18,9 +19,19 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments, loaded: &Loaded) -> anyhow::Result<Exit> {
     prepare(loaded)?;
-    let started = plan(arguments, loaded).start()?;
+    tell(plan(arguments, loaded).start()?)
+}
+
+pub(super) fn tell(started: Started) -> anyhow::Result<Exit> {
     output::line(&match started {
-        Started::Ready { pid, listen } => t!("manager.started", pid = pid, address = listen),
+        Started::Ready { pid, listen, replaced, noise } => {
+            eprint(noise.trim_end());
+            if let Some(old) = replaced {
+                t!("manager.restarted", old = old, pid = pid, address = listen)
+            } else {
+                t!("manager.started", pid = pid, address = listen)
+            }
+        }
         Started::Already { pid, listen } => t!("manager.started_already", pid = pid, address = listen),
     })?;
     Ok(Exit::Done)
@@ -54,3 +65,10 @@ pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
 
 /// A day: nothing takes longer, and no clock is out of its range.
 const SECONDS_MAX: Duration = Duration::from_hours(24);
+
+/// Somebody may listen where the configured service would, whatever the pid file says; told where it says that nobody runs.
+pub(super) fn listener_beside(essentials: &Essentials) -> Option<String> {
+    let address = essentials.listen?;
+    let port::Holder { pid, command } = port::holder(address)?;
+    Some(t!("manager.listening", pid = pid, command = command, address = address).into())
+}

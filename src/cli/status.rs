@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::failure::Exit;
 use super::output;
+use super::start::listener_beside;
 use crate::config::Essentials;
 use crate::manager::health::Health;
 use crate::manager::pid_file::Record;
@@ -37,7 +38,7 @@ pub(super) async fn run(arguments: &Arguments, essentials: &Essentials) -> anyho
         Status::Stopped => Exit::Stopped,
         Status::Dead(_) | Status::Garbage(_) => Exit::Dead,
         Status::Running { health: Health::Ok(_), .. } => Exit::Done,
-        Status::Running { .. } => Exit::NotAnswering,
+        Status::Unknown(_) | Status::Running { .. } => Exit::NotAnswering,
     })
 }
 
@@ -46,6 +47,7 @@ fn as_json(status: &Status) -> serde_json::Value {
         Status::Stopped => ("stopped", None, None, None),
         Status::Dead(record) => ("dead", Some(record), None, None),
         Status::Garbage(_) => ("dead", None, None, None),
+        Status::Unknown(_) => ("unknown", None, None, None),
         Status::Running { record, vitals, health } => ("running", Some(record), vitals.as_ref(), Some(health)),
     };
     json!({
@@ -69,6 +71,7 @@ fn headline(status: &Status) -> (AnsiColor, String) {
         Status::Running { health: Health::Ok(_), .. } => (AnsiColor::Green, t!("status_of.running")),
         Status::Running { record: Record { listen: None, .. }, .. } => (AnsiColor::Yellow, t!("status_of.starting")),
         Status::Running { .. } => (AnsiColor::Red, t!("status_of.not_answering")),
+        Status::Unknown(_) => (AnsiColor::Red, t!("status_of.unknown")),
     };
     (colour, format!("● {text}"))
 }
@@ -77,7 +80,7 @@ fn rows(status: &Status, essentials: &Essentials) -> Vec<[String; 2]> {
     let mut rows: Vec<[String; 2]> = Vec::new();
     let mut row = |name: &str, value: String| rows.push([t!(name).into_owned(), value]);
     match status {
-        Status::Stopped | Status::Garbage(_) => {}
+        Status::Stopped | Status::Garbage(_) | Status::Unknown(_) => {}
         Status::Dead(record) => row("status_of.pid", record.pid.to_string()),
         Status::Running { record, vitals, health } => {
             row("status_of.pid", pid(record));
@@ -127,8 +130,12 @@ fn uptime_text(uptime: Duration) -> String {
 fn needs_attention(status: &Status, essentials: &Essentials) -> Vec<String> {
     let on_disk = env!("CARGO_PKG_VERSION");
     let text = match status {
-        Status::Stopped => t!("status_of.start_it"),
+        Status::Stopped => {
+            let beside = listener_beside(essentials);
+            return beside.into_iter().chain([t!("status_of.start_it").into_owned()]).collect();
+        }
         Status::Dead(_) => t!("status_of.it_died"),
+        Status::Unknown(riddle) => riddle.into(),
         Status::Garbage(text) => t!("manager.left_garbage", path = essentials.pid_file.display(), text = text),
         Status::Running {
             health: Health::Unavailable | Health::NoAnswer,

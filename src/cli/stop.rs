@@ -7,7 +7,7 @@ use rust_i18n::t;
 
 use super::failure::{Exit, eprint};
 use super::output;
-use super::start::parse_seconds;
+use super::start::{listener_beside, parse_seconds};
 use crate::config::Essentials;
 use crate::manager::stop::{Leftover, Stopped, stop};
 
@@ -35,6 +35,9 @@ pub(super) fn run(arguments: &Arguments, essentials: &Essentials) -> anyhow::Res
                 }
             }
             output::line(&t!("manager.not_running"))?;
+            if let Some(text) = listener_beside(essentials) {
+                eprint(&text);
+            }
         }
         Stopped::Finished(record) => {
             output::line(&t!("manager.stopped", pid = record.pid))?;

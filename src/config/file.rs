@@ -4,10 +4,12 @@ use std::path::Path;
 
 use rust_i18n::t;
 use serde::Deserialize;
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::{Table, Value};
 
 use super::{Essentials, Finding, Language};
+
+/// How many broken lines are looked past: a file with more of them is none of ours.
+const BROKEN_LINES_MAX: usize = 100;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -158,30 +160,50 @@ impl Default for Telegram {
 
 /// The language that the file asks for, so that its errors can be told in it; the default where it cannot be read.
 pub(super) fn language(text: &str) -> Language {
-    let (table, _) = DeTable::parse_recoverable(text);
-    let written = table.get_ref().get("language").and_then(|value| value.get_ref().as_str());
+    let table = without_broken_lines(text);
+    let written = table.get("language").and_then(Value::as_str);
     written.and_then(Language::from_name).unwrap_or(Language::Chinese)
 }
 
 /// As much as can be read of a file with mistakes in it.
 pub(super) fn essentials(text: &str, directory: &Path) -> Essentials {
-    let (root, _) = DeTable::parse_recoverable(text);
-    let value = |table: &str, key: &str| root.get_ref().get(table)?.get_ref().get(key).map(Spanned::get_ref);
+    let root = without_broken_lines(text);
+    let value = |table: &str, key: &str| root.get(table)?.get(key);
     let path = |table: &str, key: &str, default: String| {
-        let written = value(table, key).and_then(DeValue::as_str).filter(|path| !path.is_empty());
+        let written = value(table, key).and_then(Value::as_str).filter(|path| !path.is_empty());
         directory.join(written.unwrap_or(&default))
     };
     let seconds = |key: &str, default: u32| {
-        let written = value("service", key).and_then(DeValue::as_integer);
-        written.and_then(|number| number.as_str().parse().ok()).filter(|&seconds| seconds > 0).unwrap_or(default)
+        let written = value("service", key).and_then(Value::as_integer);
+        written.and_then(|seconds| seconds.try_into().ok()).filter(|&seconds| seconds > 0).unwrap_or(default)
     };
     let defaults = Service::default();
+    let listen = root.get("listen").map_or(Some(File::default().listen), |listen| listen.as_str().map(str::to_owned));
     Essentials {
         pid_file: path("service", "pid_file", defaults.pid_file),
         start_timeout_s: seconds("start_timeout_s", defaults.start_timeout_s),
         stop_timeout_s: seconds("stop_timeout_s", defaults.stop_timeout_s),
+        listen: listen.and_then(|listen| listen.parse().ok()),
         log_file: path("log", "file", Log::default().file),
     }
+}
+
+/// What is left of a file when each line is taken out that is no TOML.
+fn without_broken_lines(text: &str) -> Table {
+    let mut text = text.to_owned();
+    for _ in 0..BROKEN_LINES_MAX {
+        let error: toml::de::Error = match text.parse() {
+            Ok(table) => return table,
+            Err(error) => error,
+        };
+        let at = error.span().map_or(0, |span| span.start.min(text.len()));
+        let end = text[at..].find('\n').map_or(text.len(), |end| at + end);
+        // What was never closed is missed at the end of the file: then it is the last line that there is.
+        let end = text[..end].trim_end().len();
+        let start = text[..end].rfind('\n').map_or(0, |end| end + 1);
+        text.replace_range(start..end, "");
+    }
+    Table::new()
 }
 
 pub(super) fn parse(text: &str) -> Result<File, Finding> {
@@ -267,5 +289,11 @@ mod tests {
         assert_eq!(essentials.log_file, Path::new("/srv/l"));
         assert_eq!(super::essentials("", directory).pid_file, Path::new("/srv/data/webhookctl.pid"));
         assert_eq!(language("language = \"en\"\n[broken"), Language::English);
+        let garbage = "garbage here\nlanguage = \"en\"\n[[x]\n\"\"\"\n[service]\npid_file = \"p\"\n";
+        assert_eq!(language(garbage), Language::English);
+        let duplicated = "listen = \"127.0.0.1:1\"\nlisten = 1\n[service]\npid_file = \"p\"\n";
+        let found = super::essentials(duplicated, directory);
+        assert_eq!((found.pid_file.as_path(), found.listen), (Path::new("/srv/p"), "127.0.0.1:1".parse().ok()));
+        assert!(without_broken_lines(&"x\n".repeat(1000)).is_empty());
     }
 }

@@ -372,6 +372,8 @@ pub(crate) struct Essentials {
     pub start_timeout_s: u32,
     /// How long requests may take to finish when the service stops, in seconds.
     pub stop_timeout_s: u32,
+    /// Where the service listens, if that can be read.
+    pub listen: Option<SocketAddr>,
     /// The log file.
     pub log_file: PathBuf,
 }

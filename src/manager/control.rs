@@ -1,7 +1,7 @@
 //! What the commands ask of the running service, over a Unix socket of its own.
 //!
-//! Signals carry no answer, and `reload` and `restart` need one: why not, or what now. The socket has an abstract name made of the
-//! pid file's identity and the service's pid, so it leaves nothing behind, needs no directory, and cannot be another service's.
+//! Signals carry no answer, and `reload` and `restart` need one: why not, or what now. The socket has an abstract name, so it leaves
+//! nothing behind and needs no directory; the name is a random one, which the pid file tells, so nobody can take it in advance.
 //! Each side makes sure who the other one is: the kernel tells. A request is one line of JSON, and so is an answer; the answer
 //! to [`Request::HandOver`] carries the listener and the pid file's lock as descriptors.
 
@@ -10,9 +10,7 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
-use std::path::Path;
 use std::time::Duration;
 
 use rustix::net::sockopt::socket_peercred;
@@ -21,6 +19,8 @@ use rustix::net::{
     recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
+
+use super::pid_file::Record;
 
 /// No request or answer is longer, in bytes.
 pub(crate) const LINE_BYTES_MAX: usize = 16 * 1024;
@@ -33,12 +33,18 @@ const DESCRIPTORS_MAX: usize = 2;
 pub(crate) enum Request {
     /// Answer when you are ready.
     Wait,
+    /// Are you about to end?
+    IsEnding,
     /// Read the configuration again, and open the log file anew.
     Reload,
-    /// Let this process accept from your listener. Its next word is [`Request::Leave`], or it goes away and nothing has happened.
+    /// Let this process have your listener and your lock, too. Its next word is [`Request::Leave`], or it goes away and nothing has
+    /// happened.
     HandOver,
-    /// It is ready: accept no more, and finish what you have.
-    Leave,
+    /// It is the service now: accept no more, finish what you have, and end when this connection does. There is no answer.
+    Leave {
+        /// Whether it accepts from your listener, and not from one of its own.
+        took_listener: bool,
+    },
 }
 
 /// What the service answers.
@@ -47,25 +53,27 @@ pub(crate) enum Request {
 pub(crate) enum Answer {
     /// It is ready, listening there.
     Ready { listen: SocketAddr },
+    /// Whether it is about to end.
+    Ending(bool),
     /// The configuration is in force, but for these keys: they take a restart.
     Reloaded { after_restart: Vec<String> },
     /// The listener and the pid file's lock come with this.
-    HandedOver { listen: SocketAddr },
-    /// It accepts no more.
-    Left,
-    /// It cannot do that.
-    Refused { cause: String, bad_configuration: bool },
+    HandedOver { listen: SocketAddr, merchants: usize },
+    /// It cannot do that: why, and what the command exits with.
+    Refused { cause: String, exit: u8 },
 }
 
-/// The socket's name for the service of this pid.
-fn name(pid_file: &Path, pid: u32) -> io::Result<UnixAddr> {
-    let file = std::fs::metadata(pid_file)?;
-    UnixAddr::from_abstract_name(format!("webhookctl/{:x}/{:x}/{pid}", file.dev(), file.ino()))
+fn address(name: &str) -> io::Result<UnixAddr> {
+    UnixAddr::from_abstract_name(format!("webhookctl/{name}"))
 }
 
-/// The service's end, before it serves.
-pub(crate) fn listen(pid_file: &Path) -> io::Result<UnixListener> {
-    UnixListener::bind_addr(&name(pid_file, std::process::id())?)
+/// The service's end, before it serves, and its name.
+pub(crate) fn listen() -> io::Result<(UnixListener, String)> {
+    let random = || getrandom::u64().map_err(io::Error::other);
+    let name = format!("{:016x}{:016x}", random()?, random()?);
+    let listener = UnixListener::bind_addr(&address(&name)?)?;
+    listener.set_nonblocking(true)?;
+    Ok((listener, name))
 }
 
 /// Whether whoever is at the other end may ask: our own user, or root.
@@ -100,16 +108,19 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects to the service of this pid, which may take so long for each answer.
-    pub(crate) fn open(pid_file: &Path, pid: u32, timeout: Duration) -> io::Result<Self> {
-        let stream = UnixStream::connect_addr(&name(pid_file, pid)?)?;
+    /// Connects to the service that the pid file tells of, which may take so long for each answer.
+    pub(crate) fn open(service: &Record, timeout: Duration) -> io::Result<Self> {
+        let name = service.control.as_deref().ok_or(io::ErrorKind::Unsupported)?;
+        let stream = UnixStream::connect_addr(&address(name)?)?;
         let peer = socket_peercred(&stream)?.pid.as_raw_nonzero().get();
-        if u32::try_from(peer) != Ok(pid) {
+        if u32::try_from(peer) != Ok(service.pid) {
             return Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,
                 format!("pid {peer} has the service's socket"),
             ));
         }
+        // Zero would mean for ever.
+        let timeout = timeout.max(Duration::from_millis(1));
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
         Ok(Self { stream: BufReader::with_capacity(LINE_BYTES_MAX, stream) })
@@ -118,7 +129,7 @@ impl Connection {
     pub(crate) fn ask(&mut self, request: Request) -> io::Result<Answer> {
         self.send(request)?;
         let mut answer = String::new();
-        io::Read::take(&mut self.stream, LINE_BYTES_MAX as u64).read_line(&mut answer)?;
+        io::Read::take(&mut self.stream, LINE_BYTES_MAX as u64).read_line(&mut answer).map_err(timed_out)?;
         understood(&answer)
     }
 
@@ -129,7 +140,12 @@ impl Connection {
         let mut attached = RecvAncillaryBuffer::new(&mut space);
         let mut bytes = vec![0; LINE_BYTES_MAX];
         let buffers = &mut [IoSliceMut::new(&mut bytes)];
-        let received = recvmsg(self.stream.get_ref(), buffers, &mut attached, RecvFlags::CMSG_CLOEXEC)?;
+        let received = loop {
+            match recvmsg(self.stream.get_ref(), buffers, &mut attached, RecvFlags::CMSG_CLOEXEC) {
+                Err(rustix::io::Errno::INTR) => {}
+                received => break received.map_err(|error| timed_out(error.into()))?,
+            }
+        };
         let descriptors = attached.drain().filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
             _ => None,
@@ -143,9 +159,15 @@ impl Connection {
         self.stream.into_inner()
     }
 
-    fn send(&mut self, request: Request) -> io::Result<()> {
+    /// Asks for something that has no answer.
+    pub(crate) fn send(&mut self, request: Request) -> io::Result<()> {
         self.stream.get_mut().write_all(&line(&request))
     }
+}
+
+/// Says it in words that fit: a socket's time limit ends in "resource temporarily unavailable".
+fn timed_out(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { error }
 }
 
 fn understood(answer: &str) -> io::Result<Answer> {

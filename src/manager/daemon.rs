@@ -9,11 +9,12 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use daemonize::{Daemonize, Outcome};
+use nix::sys::stat::{Mode, umask};
 
 use super::readiness::Word;
 
 /// Files that the service creates are for its user and group.
-const UMASK: u32 = 0o027;
+const UMASK: Mode = Mode::from_bits_truncate(0o027);
 /// What belongs to the process that we were started in, not to a daemon of its own.
 const VARIABLES_OF_A_SUPERVISOR: &[&str] = &[
     "INVOCATION_ID",
@@ -36,14 +37,17 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it; what it says on standard output and standard error comes through the pipe.
-    pub(super) fn start(self) -> io::Result<PipeReader> {
+    /// Starts it; what it says on standard output and standard error comes through the pipe. Where it cannot be started, the
+    /// pipe ends at once, and the error may say why; an error alone does not mean that.
+    pub(super) fn start(self) -> io::Result<(PipeReader, Option<io::Error>)> {
         let (reader, writer) = io::pipe()?;
         // What is left in a buffer would be printed by both processes.
         io::stdout().flush()?;
-        match Daemonize::new().working_directory(&self.directory).umask(UMASK).execute() {
-            Outcome::Parent(Ok(_)) => Ok(reader),
-            Outcome::Parent(Err(error)) => Err(io::Error::other(error)),
+        // Nor may it loosen what whoever starts it has forbidden. Looking at the mask means setting it.
+        let mask = umask(UMASK) | UMASK;
+        match Daemonize::new().working_directory(&self.directory).umask(mask.bits()).execute() {
+            // Where the caller ignores SIGCHLD, nothing is wrong but that there was nobody to wait for.
+            Outcome::Parent(forked) => Ok((reader, forked.err().map(io::Error::other))),
             Outcome::Child(forked) => {
                 let error = match forked {
                     Ok(_) => self.become_it(&writer),
@@ -51,7 +55,7 @@ impl Daemon {
                 };
                 let failed = Word::Failed { cause: format!("{}: {error}", self.program.display()), exit: 1 };
                 // Nobody else can be told.
-                let _ = serde_json::to_writer(&writer, &failed);
+                let _ = failed.say(&mut &writer);
                 // The forked copy of a command must not go on as if it were the command.
                 std::process::exit(1);
             }

@@ -5,16 +5,17 @@
 //! service that died.
 
 use std::fmt;
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
 use rust_i18n::t;
+use rustix::fs::OFlags;
 
 use super::process::{Process, start_time};
 
@@ -36,6 +37,8 @@ pub(crate) struct Record {
     /// Where it listens; not there while it is starting.
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) version: String,
+    /// The name of the socket that commands ask it over.
+    pub(crate) control: Option<String>,
     /// The systemd unit that owns it.
     pub(crate) unit: Option<String>,
 }
@@ -43,6 +46,9 @@ pub(crate) struct Record {
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}\nstart_time={}\nversion={}", self.pid, self.start_time, self.version)?;
+        if let Some(control) = &self.control {
+            writeln!(f, "control={control}")?;
+        }
         if let Some(unit) = &self.unit {
             writeln!(f, "systemd={unit}")?;
         }
@@ -55,31 +61,34 @@ impl fmt::Display for Record {
 
 impl Record {
     /// This process's own.
-    pub(crate) fn own(listen: Option<SocketAddr>, unit: Option<String>) -> Self {
+    pub(crate) fn own(listen: Option<SocketAddr>, control: Option<String>, unit: Option<String>) -> Self {
         let pid = std::process::id();
         let start_time = start_time(pid).unwrap_or_default();
-        Self { pid, start_time, listen, version: env!("CARGO_PKG_VERSION").into(), unit }
+        Self { pid, start_time, listen, version: env!("CARGO_PKG_VERSION").into(), control, unit }
     }
 
     fn parse(text: &str) -> Option<Self> {
         let (pid, rest) = text.split_once('\n')?;
-        // A text that is being written does not end in a line end yet.
-        let rest = rest.strip_suffix('\n')?;
-        let value = |key: &str| rest.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        // A text that is being written does not end in a line end yet; one that is being replaced by a shorter one has more
+        // behind the address.
+        let (rest, _) = rest.rsplit_once('\n')?;
+        let end = rest.find("\nlisten=").and_then(|at| Some(at + 1 + rest[at + 1..].find('\n')?));
+        let lines = &rest[..end.unwrap_or(rest.len())];
+        let value = |key: &str| lines.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
         Some(Self {
             pid: pid.parse().ok()?,
             start_time: value("start_time")?.parse().ok()?,
             listen: value("listen").map(str::parse).transpose().ok()?,
             version: value("version")?.to_owned(),
+            control: value("control").map(str::to_owned),
             unit: value("systemd").map(str::to_owned),
         })
     }
 }
 
-/// Our own pid file, locked. Dropping it leaves it empty and unlocked.
+/// The pid file, locked for as long as one of those that share the lock has it.
 pub(crate) struct PidFile {
     file: File,
-    is_ours: bool,
 }
 
 /// Why the pid file could not be had.
@@ -97,10 +106,11 @@ impl PidFile {
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory)?;
         }
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(path)?;
+        // Who may read it may lock it, and so keep the service from starting.
+        let file = open(path, OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o640))?;
         for _ in 0..TRIES {
             match file.try_lock() {
-                Ok(()) => return Ok(Self { file, is_ours: true }),
+                Ok(()) => return Ok(Self { file }),
                 Err(TryLockError::WouldBlock) => std::thread::sleep(TRY_PAUSE),
                 Err(TryLockError::Error(error)) => return Err(error.into()),
             }
@@ -108,21 +118,31 @@ impl PidFile {
         Err(LockError::Held)
     }
 
-    /// Takes over the file that the process before us has locked: the lock is one, shared until that process ends.
+    /// Shares the file that another process has locked.
     pub(crate) fn inherit(locked: OwnedFd) -> Self {
-        Self { file: locked.into(), is_ours: true }
+        Self { file: locked.into() }
     }
 
-    /// Leaves the file to the process that has inherited it.
-    pub(crate) fn leave(&mut self) {
-        self.is_ours = false;
-    }
-
+    /// Says who has it. Where that fails, such as on a full disk, some of the old text may be lost, but never all.
     pub(crate) fn write(&mut self, record: &Record) -> io::Result<()> {
-        self.file.rewind()?;
-        self.file.set_len(0)?;
+        let text = record.to_string();
         // In one call, so that a reader sees all of it or nothing.
-        self.file.write_all(record.to_string().as_bytes())
+        self.file.write_all_at(text.as_bytes(), 0)?;
+        self.file.set_len(text.len() as u64)
+    }
+
+    /// Says that nobody runs any more. The lock stays until the process ends.
+    pub(crate) fn clear(&mut self) {
+        // What stays is taken for a death; nothing worse.
+        let _ = self.file.set_len(0);
+    }
+
+    /// Whether it is still the one that others find there.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        match (self.file.metadata(), path.metadata()) {
+            (Ok(own), Ok(there)) => id(&own) == id(&there),
+            _ => false,
+        }
     }
 }
 
@@ -132,13 +152,19 @@ impl AsFd for PidFile {
     }
 }
 
-impl Drop for PidFile {
-    fn drop(&mut self) {
-        if self.is_ours {
-            // What stays is taken for a death; nothing worse.
-            let _ = self.file.set_len(0);
-        }
+/// Opens a regular file; a named pipe would make us wait for somebody at its other end.
+fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let file = options.custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
+    match file.metadata()?.file_type() {
+        kind if kind.is_file() => Ok(file),
+        kind if kind.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
     }
+}
+
+/// What a file is, whatever it is called.
+fn id(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 /// What a look at the pid file found.
@@ -160,7 +186,7 @@ pub(crate) enum Found {
 pub(crate) enum Riddle {
     Empty,
     Garbage(String),
-    /// The process that it names has ended, or was never there.
+    /// The process that it names has ended, was never there, or has nothing to do with the file.
     NoSuchProcess(Record),
 }
 
@@ -173,23 +199,25 @@ fn try_look(path: &Path) -> io::Result<Found> {
     let mut riddle = Riddle::Empty;
     for _ in 0..TRIES {
         // Opened anew each time: a file that is not there yet may come.
-        let mut file = match File::open(path) {
+        let file = match open(path, OpenOptions::new().read(true)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
             Err(error) => return Err(error),
         };
         match file.try_lock_shared() {
-            Ok(()) => return Ok(left(&read(&mut file)?)),
+            Ok(()) => return Ok(left(&read(&file)?)),
             Err(TryLockError::Error(error)) => return Err(error),
             Err(TryLockError::WouldBlock) => {}
         }
-        let text = read(&mut file)?;
+        let text = read(&file)?;
         riddle = match Record::parse(&text) {
             None if text.trim().is_empty() => Riddle::Empty,
             None => Riddle::Garbage(beginning(&text)),
             Some(record) => match Process::find(record.pid, record.start_time)? {
-                // Whoever was just found is the one that holds the lock, if the file still says so.
-                Some(process) if read(&mut file)? == text => return Ok(Found::Running(record, process)),
+                // The text alone proves nothing, and must not have changed before the process was held.
+                Some(process) if process.has_open(&file)? && read(&file)? == text => {
+                    return Ok(Found::Running(record, process));
+                }
                 _ => Riddle::NoSuchProcess(record),
             },
         };
@@ -206,7 +234,7 @@ fn left(text: &str) -> Found {
     }
 }
 
-fn read(file: &mut File) -> io::Result<String> {
+fn read(mut file: &File) -> io::Result<String> {
     let mut bytes = Vec::new();
     file.rewind()?;
     file.take(TEXT_BYTES_MAX).read_to_end(&mut bytes)?;
@@ -233,10 +261,16 @@ mod tests {
     #[test]
     fn a_record_is_read_as_it_was_written() {
         for (listen, unit) in [(None, None), (Some("[::1]:5002"), Some("webhookctl.service"))] {
-            let record = Record::own(listen.map(|listen| listen.parse().unwrap()), unit.map(str::to_owned));
+            let listen = listen.map(|listen| listen.parse().unwrap());
+            let record = Record::own(listen, unit.map(|_| "x".into()), unit.map(str::to_owned));
             let text = record.to_string();
             assert_eq!(text.lines().next().unwrap().parse(), Ok(std::process::id()));
-            assert_eq!(Record::parse(&text), Some(record));
+            assert_eq!(Record::parse(&text), Some(record.clone()));
+            let longer = Record { listen: Some("203.0.113.255:65535".parse().unwrap()), ..record.clone() }.to_string();
+            if listen.is_some() {
+                let replaced = text.clone() + &longer[text.len()..];
+                assert_eq!(Record::parse(&replaced), Some(record), "what is left of a longer one does not count");
+            }
             // Cut off anywhere, it is never taken for another one.
             for end in 0..text.len() {
                 let cut = Record::parse(&text[..end]);
@@ -246,39 +280,57 @@ mod tests {
     }
 
     #[test]
-    fn the_file_tells_who_holds_it_and_is_left_empty() {
+    fn the_file_tells_who_holds_it() {
         let (_directory, path) = file();
         assert!(matches!(look(&path).unwrap(), Found::Nothing), "no file");
         let mut own = PidFile::lock(&path).unwrap();
         assert!(matches!(PidFile::lock(&path), Err(LockError::Held)));
         assert!(matches!(look(&path).unwrap(), Found::Unknown(Riddle::Empty)), "nothing written yet");
-        let record = Record::own(None, None);
+        let record = Record::own(None, None, None);
         own.write(&record).unwrap();
         let Found::Running(found, process) = look(&path).unwrap() else { panic!("not running") };
         assert_eq!((found, process.pid()), (record, std::process::id()));
+        assert!(own.is_at(&path));
+        own.clear();
         drop(own);
         assert!(matches!(look(&path).unwrap(), Found::Nothing), "a clean end");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "", "and the file stays");
     }
 
     #[test]
-    fn what_was_handed_over_is_not_emptied() {
+    fn the_lock_is_held_until_the_last_who_shares_it_has_gone() {
         let (_directory, path) = file();
         let mut old = PidFile::lock(&path).unwrap();
-        let mut new = PidFile::inherit(old.as_fd().try_clone_to_owned().unwrap());
-        old.leave();
-        new.write(&Record::own(None, None)).unwrap();
+        old.write(&Record::own(None, None, None)).unwrap();
+        let share = |old: &PidFile| PidFile::inherit(old.as_fd().try_clone_to_owned().unwrap());
+        drop(share(&old));
+        assert!(matches!(look(&path).unwrap(), Found::Running(..)), "who went away again has changed nothing");
+        let mut new = share(&old);
         drop(old);
-        assert!(matches!(look(&path).unwrap(), Found::Running(..)), "the lock is still held");
+        assert!(matches!(look(&path).unwrap(), Found::Running(..)));
+        new.clear();
         drop(new);
         assert!(matches!(look(&path).unwrap(), Found::Nothing));
+    }
+
+    #[test]
+    fn a_process_that_does_not_have_the_file_open_is_a_stranger() {
+        let (_directory, path) = file();
+        let mut stranger = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let pid = stranger.id();
+        let mut held = PidFile::lock(&path).unwrap();
+        let record = Record { pid, start_time: start_time(pid).unwrap(), ..Record::own(None, None, None) };
+        held.write(&record).unwrap();
+        assert!(matches!(look(&path).unwrap(), Found::Unknown(Riddle::NoSuchProcess(_))));
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
     }
 
     #[test]
     fn what_others_left_is_told_and_not_believed() {
         let (_directory, path) = file();
         drop(PidFile::lock(&path).unwrap());
-        let recycled = Record { start_time: 1, ..Record::own(None, None) };
+        let recycled = Record { start_time: 1, ..Record::own(None, None, None) };
         for (text, locked) in [(recycled.to_string(), true), ("12345".into(), true), (recycled.to_string(), false)] {
             std::fs::write(&path, &text).unwrap();
             let stranger = File::open(&path).unwrap();

@@ -1,7 +1,9 @@
 //! Another process, held by a pidfd: once it is found, its pid cannot come to mean a stranger.
 
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -65,6 +67,18 @@ impl Process {
     /// Waits for its end, at most `timeout`; whether it has ended.
     pub(crate) fn wait(&self, timeout: Duration) -> io::Result<bool> {
         Ok(is_readable(&self.pidfd, timeout)?)
+    }
+
+    /// Whether it has this file open. Where we may not know, we may not do anything to it either, and it is taken for granted.
+    pub(crate) fn has_open(&self, file: &File) -> io::Result<bool> {
+        let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        let wanted = id(file.metadata()?);
+        match std::fs::read_dir(format!("/proc/{}/fd", self.pid)) {
+            Ok(descriptors) => {
+                Ok(descriptors.flatten().any(|fd| fd.path().metadata().is_ok_and(|open| id(open) == wanted)))
+            }
+            Err(error) => Ok(error.kind() == io::ErrorKind::PermissionDenied),
+        }
     }
 
     /// Whose it is.

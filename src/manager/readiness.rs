@@ -23,11 +23,19 @@ pub(crate) enum Word {
     /// It has begun; its pid.
     Begun(u32),
     /// It answers.
-    Ready { pid: u32, listen: SocketAddr },
+    Ready { pid: u32, listen: SocketAddr, replaced: Option<u32> },
     /// Another one is there, or was quicker.
     Running,
     /// It has failed: why, and the exit code.
     Failed { cause: String, exit: u8 },
+}
+
+impl Word {
+    pub(super) fn say(&self, pipe: &mut impl Write) -> io::Result<()> {
+        let mut line = serde_json::to_vec(self)?;
+        line.push(b'\n');
+        pipe.write_all(&line)
+    }
 }
 
 /// The service's end.
@@ -54,10 +62,10 @@ impl Report {
     }
 
     pub(crate) fn tell(&mut self, word: &Word) -> io::Result<()> {
-        let Some(pipe) = &mut self.pipe else { return Ok(()) };
-        let mut line = serde_json::to_vec(word)?;
-        line.push(b'\n');
-        pipe.write_all(&line)
+        match &mut self.pipe {
+            Some(pipe) => word.say(pipe),
+            None => Ok(()),
+        }
     }
 
     /// The last word. Standard output and error go nowhere from now on.
@@ -76,8 +84,8 @@ impl Report {
 /// What a command heard from the service that it started.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
-    /// A final word.
-    Word(Word),
+    /// A final word, after this noise.
+    Word(Word, String),
     /// The service died, after this noise.
     Died(String),
     /// It did not come to a final word in time; its pid, where it got so far as to tell it.
@@ -105,7 +113,7 @@ pub(crate) fn listen(pipe: PipeReader, timeout: Duration) -> io::Result<Heard> {
             let line: Vec<u8> = received.drain(..=end).collect();
             match serde_json::from_slice(&line) {
                 Ok(Word::Begun(begun)) => pid = Some(begun),
-                Ok(word) => return Ok(Heard::Word(word)),
+                Ok(word) => return Ok(Heard::Word(word, noise)),
                 Err(_) => noise += &String::from_utf8_lossy(&line),
             }
         }
@@ -136,16 +144,19 @@ mod tests {
     #[test]
     fn the_final_word_counts_and_noise_is_kept_for_a_death() {
         let listen = "127.0.0.1:5002".parse().unwrap();
-        let ready = Word::Ready { pid: 7, listen };
+        let ready = Word::Ready { pid: 7, listen, replaced: None };
         let line = |word: &Word| serde_json::to_string(word).unwrap() + "\n";
-        assert_eq!(heard(&["noise\n", &line(&Word::Begun(7)), &line(&ready)], true), Heard::Word(ready));
+        assert_eq!(
+            heard(&["noise\n", &line(&Word::Begun(7)), &line(&ready)], true),
+            Heard::Word(ready, "noise\n".into())
+        );
         assert_eq!(
             heard(&[&line(&Word::Begun(7)), "thread panicked\n", "at x"], true),
             Heard::Died("thread panicked\nat x".into())
         );
         assert_eq!(heard(&[], true), Heard::Died(String::new()));
         let failed = Word::Failed { cause: "a\nb".into(), exit: 4 };
-        assert_eq!(heard(&[&line(&failed)], true), Heard::Word(failed));
+        assert_eq!(heard(&[&line(&failed)], true), Heard::Word(failed, String::new()));
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(crate) enum Reloaded {
     /// Everything is as it was.
     Refused {
         cause: String,
-        bad_configuration: bool,
+        exit: u8,
     },
     NotRunning,
 }
@@ -33,10 +33,10 @@ pub(crate) fn reload(pid_file: &Path) -> anyhow::Result<Reloaded> {
         Found::Unknown(riddle) => return Err(unknown(pid_file, &riddle)),
         Found::Nothing | Found::Left(_) | Found::LeftGarbage(_) => return Ok(Reloaded::NotRunning),
     };
-    let answer = Connection::open(pid_file, record.pid, TIMEOUT).and_then(|mut service| service.ask(Request::Reload));
+    let answer = Connection::open(&record, TIMEOUT).and_then(|mut service| service.ask(Request::Reload));
     match answer.with_context(|| rust_i18n::t!("manager.no_answer", pid = record.pid).into_owned())? {
         Answer::Reloaded { after_restart } => Ok(Reloaded::Done { pid: record.pid, after_restart }),
-        Answer::Refused { cause, bad_configuration } => Ok(Reloaded::Refused { cause, bad_configuration }),
+        Answer::Refused { cause, exit } => Ok(Reloaded::Refused { cause, exit }),
         other => anyhow::bail!("{other:?}"),
     }
 }

@@ -6,13 +6,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow, bail};
 use rust_i18n::t;
 
 use super::control::{Answer, Connection, Request};
 use super::daemon::Daemon;
 use super::log_end::LogEnd;
-use super::pid_file::{Found, Record, Riddle, look};
+use super::pid_file::{Found, Riddle, look};
 use super::process::{Process, start_time};
 use super::readiness::{self, Heard, Word};
 
@@ -33,7 +33,14 @@ pub(crate) struct Start<'a> {
 #[derive(Debug)]
 pub(crate) enum Started {
     /// It answers.
-    Ready { pid: u32, listen: SocketAddr },
+    Ready {
+        pid: u32,
+        listen: SocketAddr,
+        /// Whom it took over from.
+        replaced: Option<u32>,
+        /// What it said meanwhile, such as that it cannot write its log.
+        noise: String,
+    },
     /// It was there already, and answers.
     Already { pid: u32, listen: SocketAddr },
 }
@@ -61,11 +68,35 @@ impl std::error::Error for NotStarted {}
 impl Start<'_> {
     /// Starts the service unless it runs, and waits until it answers or has failed.
     pub(crate) fn start(&self) -> anyhow::Result<Started> {
-        match look(self.pid_file)? {
-            Found::Nothing | Found::Left(_) | Found::LeftGarbage(_) => self.launch(&["--daemon"]),
-            Found::Running(record, _) => self.wait_for(&record),
-            // Locked a moment ago by a start that has not told its name yet, or by a stranger.
-            Found::Unknown(riddle) => Err(unknown(self.pid_file, &riddle)),
+        let deadline = Instant::now() + self.timeout;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        loop {
+            let (record, process) = match look(self.pid_file)? {
+                Found::Nothing | Found::Left(_) | Found::LeftGarbage(_) => {
+                    match self.launch(&[], left())? {
+                        Some(started) => return Ok(started),
+                        None if left().is_zero() => bail!(t!("manager.other_start_failed").into_owned()),
+                        // Another start was quicker: it is as good as ours, if it comes to something.
+                        None => continue,
+                    }
+                }
+                Found::Unknown(riddle) => return Err(unknown(self.pid_file, &riddle)),
+                Found::Running(record, process) => (record, process),
+            };
+            let pid = record.pid;
+            let answer = Connection::open(&record, left()).and_then(|mut service| service.ask(Request::Wait));
+            match (answer, record.listen) {
+                (Ok(Answer::Ready { listen }), _) => return Ok(Started::Already { pid, listen }),
+                // It has no socket to be asked over.
+                (Err(error), Some(listen)) if error.kind() == io::ErrorKind::Unsupported => {
+                    return Ok(Started::Already { pid, listen });
+                }
+                _ => {}
+            }
+            // It is about to end, or was not to be: the place is free then.
+            if !process.wait(left())? {
+                bail!(t!("manager.in_the_way", pid = pid, seconds = self.timeout.as_secs_f32()).into_owned());
+            }
         }
     }
 
@@ -76,62 +107,43 @@ impl Start<'_> {
             return Err(io::Error::from(io::ErrorKind::PermissionDenied))
                 .with_context(|| t!("manager.other_user", pid = running.pid()).into_owned());
         }
-        self.launch(&["--daemon", "--take-over"])
+        self.launch(&["--take-over"], self.timeout)?.ok_or_else(|| anyhow!(t!("manager.gone_meanwhile").into_owned()))
     }
 
-    fn launch(&self, flags: &[&str]) -> anyhow::Result<Started> {
-        let deadline = Instant::now() + self.timeout;
+    /// Starts a process and hears what becomes of it; `None` where there was another one.
+    fn launch(&self, flags: &[&str], timeout: Duration) -> anyhow::Result<Option<Started>> {
         let log_end = LogEnd::of(self.log_file);
-        let pipe = self.daemon(flags)?.start()?;
-        let failed = |exit, cause: String| NotStarted { exit, cause, log: log_end.lines_since() }.into();
-        match readiness::listen(pipe, self.timeout)? {
-            Heard::Word(Word::Ready { pid, listen }) => Ok(Started::Ready { pid, listen }),
-            Heard::Word(Word::Failed { cause, exit }) => Err(failed(exit, cause)),
-            // Another start was quicker: it is as good as ours, if it comes to something.
-            Heard::Word(_) => match look(self.pid_file)? {
-                Found::Running(record, _) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    Start { timeout: left, ..*self }.wait_for(&record)
-                }
-                Found::Unknown(riddle) => Err(unknown(self.pid_file, &riddle)),
-                _ => Err(failed(1, t!("manager.other_start_failed").into())),
-            },
-            Heard::Died(noise) if noise.is_empty() => Err(failed(1, t!("manager.died").into())),
-            Heard::Died(noise) => Err(failed(1, t!("manager.died_saying", noise = noise).into())),
+        let (pipe, trouble) = self.daemon(flags, timeout)?.start()?;
+        let failed = |exit, cause| Err(NotStarted { exit, cause, log: log_end.lines_since() }.into());
+        // The service itself knows when its time is over; it is not waited for if it cannot even tell.
+        match readiness::listen(pipe, timeout + GIVE_UP_TIMEOUT)? {
+            Heard::Word(Word::Ready { pid, listen, replaced }, noise) => {
+                Ok(Some(Started::Ready { pid, listen, replaced, noise }))
+            }
+            Heard::Word(Word::Failed { cause, exit }, _) => failed(exit, cause),
+            Heard::Word(Word::Running | Word::Begun(_), _) => Ok(None),
+            Heard::Died(noise) => {
+                let said: Vec<_> = [noise, trouble.map(|error| error.to_string()).unwrap_or_default()].into();
+                let said = said.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n");
+                let text = if said.is_empty() { t!("manager.died") } else { t!("manager.died_saying", noise = said) };
+                failed(1, text.into())
+            }
             Heard::TimedOut(pid) => {
                 if let Some(pid) = pid {
                     give_up(pid)?;
                 }
-                Err(failed(1, t!("manager.start_timeout", seconds = self.timeout.as_secs_f32()).into()))
+                failed(1, t!("manager.start_timeout", seconds = timeout.as_secs_f32()).into())
             }
         }
     }
 
-    /// Waits until a service that somebody else has started is ready.
-    fn wait_for(&self, record: &Record) -> anyhow::Result<Started> {
-        let pid = record.pid;
-        if let Some(listen) = record.listen {
-            return Ok(Started::Already { pid, listen });
-        }
-        let answer = Connection::open(self.pid_file, pid, self.timeout.max(Duration::from_millis(1)))
-            .and_then(|mut connection| connection.ask(Request::Wait));
-        match answer {
-            Ok(Answer::Ready { listen }) => Ok(Started::Already { pid, listen }),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                anyhow::bail!(
-                    t!("manager.other_start_slow", pid = pid, seconds = self.timeout.as_secs_f32()).into_owned()
-                )
-            }
-            _ => anyhow::bail!(t!("manager.other_start_failed").into_owned()),
-        }
-    }
-
-    fn daemon(&self, flags: &[&str]) -> io::Result<Daemon> {
+    fn daemon(&self, flags: &[&str], timeout: Duration) -> io::Result<Daemon> {
         let mut arguments = Vec::new();
         if let Some(file) = self.config_file {
             arguments.extend(["--config".into(), file.into()]);
         }
-        arguments.push("serve".into());
+        let ready_within = timeout.as_secs_f64().to_string();
+        arguments.extend(["serve", "--daemon", "--ready-within", &ready_within].map(Into::into));
         arguments.extend(flags.iter().map(Into::into));
         // A file system that the daemon works in cannot be unmounted, so it works in one only where it has to.
         let directory = if self.config_file.is_some() { PathBuf::from("/") } else { std::env::current_dir()? };
@@ -160,5 +172,5 @@ pub(crate) fn unknown(pid_file: &Path, riddle: &Riddle) -> anyhow::Error {
         Riddle::Garbage(text) => t!("manager.riddle_garbage", path = path, text = text),
         Riddle::NoSuchProcess(record) => t!("manager.riddle_no_process", path = path, pid = record.pid),
     };
-    anyhow::anyhow!(text.into_owned())
+    anyhow!(text.into_owned())
 }

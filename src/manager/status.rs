@@ -14,6 +14,8 @@ pub(crate) enum Status {
     Dead(Record),
     /// Nobody holds the pid file, and the text in it is not ours.
     Garbage(String),
+    /// Somebody holds the pid file, and it does not tell who.
+    Unknown(String),
     Running {
         record: Record,
         vitals: Option<Vitals>,
@@ -27,7 +29,7 @@ pub(crate) async fn status(pid_file: &Path) -> anyhow::Result<Status> {
         Found::Nothing => return Ok(Status::Stopped),
         Found::Left(record) => return Ok(Status::Dead(record)),
         Found::LeftGarbage(text) => return Ok(Status::Garbage(text)),
-        Found::Unknown(riddle) => return Err(unknown(pid_file, &riddle)),
+        Found::Unknown(riddle) => return Ok(Status::Unknown(unknown(pid_file, &riddle).to_string())),
         Found::Running(record, process) => (record, process),
     };
     let health = match record.listen {

@@ -1,12 +1,18 @@
 //! What systemd is told, and what it gives: nothing of it where it did not start the process.
 
+use std::ffi::OsStr;
 use std::io;
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use listenfd::ListenFd;
+use rust_i18n::t;
 use rustix::net::sockopt::socket_acceptconn;
-use sd_notify::NotifyState;
+use rustix::time::{ClockId, clock_gettime};
 
 use super::process::systemd_unit_of_own;
 
@@ -33,33 +39,49 @@ pub(crate) fn listener() -> io::Result<Option<TcpListener>> {
 }
 
 pub(crate) fn ready(status: &str) {
-    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+    notify(&format!("READY=1\nSTATUS={status}\n"));
 }
 
 pub(crate) fn stopping() {
-    notify(&[NotifyState::Stopping]);
+    notify("STOPPING=1\n");
 }
 
 /// A reload begins; [`ready`] ends it.
 pub(crate) fn reloading() {
-    let now = NotifyState::monotonic_usec_now().ok();
-    let state: Vec<_> = [NotifyState::Reloading].into_iter().chain(now).collect();
-    notify(&state);
+    let now = clock_gettime(ClockId::Monotonic);
+    let usec = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1_000;
+    notify(&format!("RELOADING=1\nMONOTONIC_USEC={usec}\n"));
 }
 
 /// The service is alive.
 pub(crate) fn alive() {
-    notify(&[NotifyState::Watchdog]);
+    notify("WATCHDOG=1\n");
 }
 
 /// How often systemd wants to hear that the service is alive.
 pub(crate) fn watchdog() -> Option<Duration> {
-    sd_notify::watchdog_enabled()
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    // Another process's, which we have inherited.
+    let is_ours = variable("WATCHDOG_PID").is_none_or(|pid| pid == std::process::id().to_string());
+    let usec = variable("WATCHDOG_USEC")?.parse().ok().filter(|&usec| usec > 0)?;
+    is_ours.then_some(Duration::from_micros(usec))
 }
 
-fn notify(state: &[NotifyState]) {
-    // Without systemd there is no socket, and that is no error.
-    if let Err(error) = sd_notify::notify(state) {
-        log::warn!("sd_notify: {error}");
+/// Sends a message as `sd_notify(3)` describes; to nobody where there is no systemd.
+fn notify(message: &str) {
+    // Told once: where it fails, it fails each time.
+    static HAS_FAILED: AtomicBool = AtomicBool::new(false);
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else { return };
+    let send = || {
+        let address = match name.as_bytes() {
+            [b'@', abstract_name @ ..] => SocketAddr::from_abstract_name(abstract_name)?,
+            path => SocketAddr::from_pathname(OsStr::from_bytes(path))?,
+        };
+        UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &address)
+    };
+    if let Err(error) = send()
+        && !HAS_FAILED.swap(true, Ordering::Relaxed)
+    {
+        log::warn!("{}", t!("log.notify_failed", socket = name.display(), error = error));
     }
 }

@@ -125,8 +125,12 @@ pub(crate) enum Drained {
 pub(crate) enum Phase {
     /// Connections are accepted.
     Serving,
-    /// Another process accepts them from the same listener; those that are open are still good for one request each.
-    Leaving,
+    /// Another process accepts them, from the same listener or from one of its own; those that are open here are still good for
+    /// one request each.
+    Leaving {
+        /// Whether the queue of the listener is that process's now.
+        shared: bool,
+    },
     /// What is under way is finished, and nothing else let in.
     Stopping,
     /// Over.
@@ -149,15 +153,21 @@ pub(crate) async fn serve(
     let phase = loop {
         tokio::select! {
             biased;
-            phase = reached(&mut phases, Phase::Leaving) => break phase,
+            phase = reached(&mut phases, Phase::Leaving { shared: false }) => break phase,
             () = &mut housekeeping => unreachable!("housekeeping never ends"),
             accepted = accept(&listener, &connections) => welcome(accepted),
         }
     };
     told.send_replace(phase);
-    if phase == Phase::Leaving {
-        // Its queue is the other process's now.
+    if phase == (Phase::Leaving { shared: true }) {
         drop(listener);
+    } else {
+        // Who has connected before the end is served: closing the listener resets those that wait in its queue.
+        for accepted in backlog(listener, &connections) {
+            welcome(accepted);
+        }
+    }
+    if phase < Phase::Stopping {
         let leaving = async {
             tokio::select! {
                 _ = connections.acquire_many(CONNECTIONS_MAX) => {}
@@ -166,11 +176,6 @@ pub(crate) async fn serve(
         };
         let _ = timeout(LEAVE_TIMEOUT, leaving).await;
         told.send_replace(Phase::Stopping);
-    } else {
-        // Who has connected before the end is served: closing the listener resets those that wait in its queue.
-        for accepted in backlog(listener, &connections) {
-            welcome(accepted);
-        }
     }
     let all = connections.acquire_many(CONNECTIONS_MAX);
     if timeout(drain(), all).await.is_ok() {
@@ -275,7 +280,7 @@ async fn connection(
             _ = connection.as_mut() => return,
             changed = phases.changed() => match (*phases.borrow_and_update(), changed) {
                 (Phase::Serving, Ok(())) => {}
-                (Phase::Leaving, Ok(())) => control.leave(),
+                (Phase::Leaving { .. }, Ok(())) => control.leave(),
                 // Not hyper's graceful shutdown: it takes a head that the guard still holds back for an idle connection.
                 (Phase::Stopping, Ok(())) => control.drain(),
                 _ => return,

@@ -90,7 +90,12 @@ impl fmt::Display for StoreError {
         let text = match self {
             Self::Overloaded => t!("store.overloaded"),
             Self::Closed => t!("store.closed"),
-            Self::CannotOpen { path, cause, .. } => t!("store.cannot_open", path = path.display(), cause = cause),
+            Self::CannotOpen { path, cause, denied: true } => {
+                t!("store.may_not_open", path = path.display(), cause = cause)
+            }
+            Self::CannotOpen { path, cause, denied: false } => {
+                t!("store.cannot_open", path = path.display(), cause = cause)
+            }
             Self::Missing(path) => t!("store.missing", path = path.display()),
             Self::Foreign(path) => t!("store.foreign", path = path.display()),
             Self::Newer { path, found, known } => {
@@ -303,6 +308,12 @@ impl Store {
     /// The newest changes of a user's balance.
     pub async fn ledger(&self, telegram_id: i64, limit: u32) -> Result<Vec<LedgerEntry>, StoreError> {
         self.read(move |db| read::ledger(db, telegram_id, limit)).await
+    }
+
+    /// From now on, or no longer, leaves the database free for a moment after each commit, so that another process which has as
+    /// much to write gets its turn: SQLite has no queue for those who wait.
+    pub(crate) fn make_room(&self, yes: bool) {
+        self.shared.queue.make_room(yes);
     }
 
     /// Comes back when the writer has ended; before [`Store::close`], that is a fault.

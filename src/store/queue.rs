@@ -1,6 +1,7 @@
 //! What waits for the writer: jobs with someone waiting for the answer, and rejections that nobody waits for.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ pub(super) struct Queue {
     waiting: Mutex<Waiting>,
     changed: Condvar,
     jobs_max: usize,
+    /// See [`super::Store::make_room`].
+    makes_room: AtomicBool,
 }
 
 #[derive(Default)]
@@ -53,7 +56,15 @@ pub(super) enum PushError {
 
 impl Queue {
     pub(super) fn new(jobs_max: usize) -> Self {
-        Self { waiting: Mutex::default(), changed: Condvar::new(), jobs_max }
+        Self { waiting: Mutex::default(), changed: Condvar::new(), jobs_max, makes_room: AtomicBool::new(false) }
+    }
+
+    pub(super) fn make_room(&self, yes: bool) {
+        self.makes_room.store(yes, Ordering::Relaxed);
+    }
+
+    pub(super) fn makes_room(&self) -> bool {
+        self.makes_room.load(Ordering::Relaxed)
     }
 
     pub(super) fn push(&self, job: Job) -> Result<(), PushError> {

@@ -11,9 +11,21 @@ use super::StoreError;
 
 /// Marks a database file as ours: `whkc`.
 const APPLICATION_ID: i64 = 0x7768_6b63;
-/// How long a write waits for another process's. Gateways give up after 5 s, and a job may have to wait for the batch before
+/// How many pauses a write waits for another process's, some 1.5 s in all. Gateways give up after 5 s, and a job may have to wait for the batch before
 /// its own as well.
-const BUSY_TIMEOUT: Duration = Duration::from_millis(1500);
+const LOCK_PAUSES_MAX: u32 = 1400;
+/// How long it is until the lock is tried again. SQLite's own pauses grow to 100 ms: while another process writes batch after
+/// batch, as both do when one takes over from the other, such few tries can all find it locked.
+const LOCK_PAUSE: Duration = Duration::from_millis(1);
+
+/// SQLite asks this as long as another process has the lock that it needs: whether to try again.
+fn wait_for_lock(pauses: i32) -> bool {
+    let is_patient = u32::try_from(pauses).is_ok_and(|pauses| pauses < LOCK_PAUSES_MAX);
+    if is_patient {
+        std::thread::sleep(LOCK_PAUSE);
+    }
+    is_patient
+}
 /// How often the switch to write-ahead logging is tried: SQLite does not wait for other processes there.
 const WAL_ATTEMPTS: u32 = 100;
 /// How many pages the write-ahead log may grow to before a commit has to copy it into the database.
@@ -58,8 +70,8 @@ fn cause_in_the_file_system(path: &Path) -> Option<io::Error> {
 /// Opens a connection that cannot write.
 pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let db = Connection::open_with_flags(path, flags)?;
-    db.busy_timeout(BUSY_TIMEOUT)?;
+    let mut db = Connection::open_with_flags(path, flags)?;
+    db.busy_handler(Some(wait_for_lock))?;
     db.pragma_update(None, "query_only", true)?;
     db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     Ok(db)
@@ -81,7 +93,7 @@ impl From<rusqlite::Error> for OpenError {
 fn prepare(path: &Path) -> Result<Connection, OpenError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags)?;
-    db.busy_timeout(BUSY_TIMEOUT)?;
+    db.busy_handler(Some(wait_for_lock))?;
     db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     // Before anything is changed: another program's file must stay as it is.
     let snapshot = db.transaction()?;

@@ -339,6 +339,45 @@ async fn a_full_queue_refuses_at_once_and_a_lock_fails_honestly() {
     assert_eq!(store.settle(settle("A1", "T1")).await.unwrap().outcome, Outcome::Settled);
 }
 
+/// As two processes are, one taking over from the other, while both have callbacks to write.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_makes_room_lets_another_one_write() {
+    let fixture = Fixture::new().await;
+    fixture.store.make_room(true);
+    let mut other = fixture.stranger();
+    // A slow disk: each commit takes some 20 ms, and the next one follows at once.
+    let slow = "CREATE TRIGGER slow AFTER INSERT ON orders BEGIN
+                    SELECT count(*) FROM (WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 200000)
+                                          SELECT x FROM n);
+                END";
+    other.execute_batch(slow).unwrap();
+    let mut floods = tokio::task::JoinSet::new();
+    for name in ["A", "B", "C"] {
+        let store = fixture.store.clone();
+        floods.spawn(async move {
+            for n in 0_u64.. {
+                store.create_order(new_order(&format!("{name}{n}"), 1001)).await.unwrap();
+            }
+        });
+    }
+    fixture.store.create_order(new_order("D0", 1001)).await.unwrap();
+    // The moment between two commits is not met by so few tries.
+    other
+        .busy_handler(Some(|tries| {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            tries < 200
+        }))
+        .unwrap();
+    let turns = move || {
+        (0..10).all(|_| {
+            // By then the next batch has begun.
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            other.execute_batch("BEGIN IMMEDIATE; COMMIT").is_ok()
+        })
+    };
+    assert!(tokio::task::spawn_blocking(turns).await.unwrap());
+}
+
 #[tokio::test]
 async fn what_is_queued_is_written_before_the_store_closes() {
     let fixture = Fixture::new().await;

@@ -10,6 +10,8 @@ use super::queue::{Batch, Next, Queue};
 use super::{Grant, Rejection, Settle, Settlement, StoreError, write};
 use crate::order::{NewOrder, Order, User};
 
+/// How long the database is left free for another process; longer than that takes to try again.
+const ROOM: Duration = Duration::from_millis(2);
 /// How long nothing must come before the write-ahead log is copied into the database.
 const IDLE_BEFORE_CHECKPOINT: Duration = Duration::from_secs(1);
 
@@ -117,6 +119,9 @@ pub(super) fn run(db: Connection, queue: &Queue, alive: watch::Sender<()>) {
             Next::Batch(batch) => {
                 writer.commit(batch);
                 written_since_checkpoint = true;
+                if queue.makes_room() {
+                    std::thread::sleep(ROOM);
+                }
             }
             Next::Idle => {
                 writer.checkpoint();

@@ -88,6 +88,12 @@ impl Sandbox {
             "PAYMENT_NOTIFY_URL",
             "PAYMENT_RETURN_URL",
             "BOT_TOKEN",
+            "JOURNAL_STREAM",
+            "LISTEN_FDS",
+            "LISTEN_PID",
+            "NOTIFY_SOCKET",
+            "SYSTEMD_EXEC_PID",
+            "WATCHDOG_USEC",
         ] {
             command.env_remove(variable);
         }
@@ -101,8 +107,14 @@ impl Sandbox {
     /// Runs a command that must succeed, and reads its JSON.
     #[track_caller]
     pub fn json(&self, arguments: &[&str]) -> Value {
+        self.json_of(arguments, 0)
+    }
+
+    /// Runs a command that must end so, and reads its JSON.
+    #[track_caller]
+    pub fn json_of(&self, arguments: &[&str], code: i32) -> Value {
         let outcome = self.run(arguments);
-        assert_eq!(outcome.code, 0, "{outcome:?}");
+        assert_eq!(outcome.code, code, "{outcome:?}");
         serde_json::from_str(&outcome.stdout).unwrap()
     }
 
@@ -170,6 +182,98 @@ impl Sandbox {
     pub fn serve(&self) -> Service {
         Service::start(self.command(&["serve"]))
     }
+
+    /// Starts the service in the background.
+    #[track_caller]
+    pub fn start(&self) -> Daemon<'_> {
+        let daemon = Daemon { sandbox: self };
+        let outcome = self.run(&["start"]);
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        daemon
+    }
+
+    /// What the pid file says of the running service.
+    pub fn pid_file(&self) -> PathBuf {
+        self.path("data/webhookctl.pid")
+    }
+
+    /// The log file.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("logs/payment_webhook_v1.log")).unwrap_or_default()
+    }
+
+    /// Writes another configuration.
+    pub fn configure(&self, config: &str) {
+        fs::write(self.path("webhookctl.toml"), config).unwrap();
+    }
+}
+
+/// The service in the background; ended when this goes out of scope.
+pub struct Daemon<'a> {
+    pub sandbox: &'a Sandbox,
+}
+
+impl Daemon<'_> {
+    pub fn pid(&self) -> Pid {
+        let text = fs::read_to_string(self.sandbox.pid_file()).unwrap();
+        Pid::from_raw(text.lines().next().unwrap().parse().unwrap())
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.sandbox.json(&["status", "--json"])["listen"].as_str().unwrap().parse().unwrap()
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(self.address())
+    }
+
+    /// Sends a notification; what the gateway sees.
+    pub fn notify(&self, form: &str) -> (u16, String) {
+        self.client().notify(form)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+}
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        // By its directory, which nothing else knows: whatever the test has left of the pid file, and of earlier processes.
+        let directory = self.sandbox.directory().to_str().unwrap();
+        for process in fs::read_dir("/proc").unwrap().flatten() {
+            let is_ours = |name: &str| {
+                let line = fs::read_to_string(process.path().join(name)).unwrap_or_default();
+                line.contains("serve\0--daemon") && line.contains(directory)
+            };
+            let works_there = || fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(directory));
+            let pid = process.file_name().to_str().and_then(|name| name.parse().ok()).map(Pid::from_raw);
+            if let Some(pid) = pid.filter(|_| is_ours("cmdline") || works_there()) {
+                let _ = kill(pid, Signal::SIGKILL);
+                while is_alive(pid) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+    }
+}
+
+/// Whether there is a process of this pid that is not merely waiting to be buried.
+pub fn is_alive(pid: Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.contains("State:") && !status.contains("State:\tZ")
+}
+
+/// Waits until something holds, by looking again and again.
+#[track_caller]
+pub fn wait_until(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..3000 {
+        if holds() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("never: {what}");
 }
 
 /// What a command printed, and how it ended.
@@ -181,7 +285,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    fn of(output: Output) -> Self {
+    pub fn of(output: Output) -> Self {
         Self {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8(output.stdout).unwrap(),

@@ -2,46 +2,57 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use rust_i18n::t;
 use tokio::sync::watch;
+use tokio::task::block_in_place;
 
 use super::seat::Seat;
 use super::signals::{Signals, Told};
 use crate::cli::failure::Exit;
-use crate::config::{self, ConfigError, Current, process_environment};
+use crate::config::{ConfigError, Current, Loaded, process_environment};
 use crate::logging;
-use crate::manager::pid_file::Record;
 use crate::manager::systemd;
 use crate::server::{Phase, Site};
 use crate::service::Service;
+use crate::store::Store;
 
 pub(super) struct Host {
     phase: watch::Sender<Phase>,
     /// Where it listens, as soon as it answers.
     ready: watch::Sender<Option<SocketAddr>>,
-    pub(super) seat: Mutex<Seat>,
-    /// Held by whoever hands the service over, so that there is one at a time.
-    pub(super) handing_over: tokio::sync::Mutex<()>,
+    seat: Mutex<Seat>,
     reloading: tokio::sync::Mutex<()>,
     config_file: Option<PathBuf>,
+    /// Where the file told us to listen: systemd, or port 0, may have made another address of it.
+    configured_listen: SocketAddr,
     log: logging::Settings,
     /// The service's, as soon as it is open.
-    service: OnceLock<(Current, Arc<Site>)>,
+    service: OnceLock<Hosted>,
+}
+
+/// How often it is looked whether the pid file is still there.
+const PID_FILE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What the process has to do with its service.
+struct Hosted {
+    config: Current,
+    site: Arc<Site>,
+    store: Store,
 }
 
 impl Host {
-    pub(super) fn new(seat: Seat, config_file: Option<PathBuf>, log: logging::Settings) -> Self {
+    pub(super) fn new(seat: Seat, loaded: &Loaded, log: logging::Settings) -> Self {
         Self {
             phase: watch::Sender::new(Phase::Serving),
             ready: watch::Sender::new(None),
             seat: Mutex::new(seat),
-            handing_over: tokio::sync::Mutex::default(),
             reloading: tokio::sync::Mutex::default(),
-            config_file,
+            config_file: loaded.source.file.clone(),
+            configured_listen: loaded.config.listen,
             log,
             service: OnceLock::new(),
         }
@@ -50,7 +61,11 @@ impl Host {
     /// This is the service that it hosts.
     pub(super) fn has(&self, service: &Service) {
         // There is one.
-        let _ = self.service.set((service.config().clone(), Arc::clone(service.site())));
+        let _ = self.service.set(Hosted {
+            config: service.config().clone(),
+            site: Arc::clone(service.site()),
+            store: service.store().clone(),
+        });
     }
 
     pub(super) fn phases(&self) -> watch::Receiver<Phase> {
@@ -64,7 +79,7 @@ impl Host {
     /// Goes on to a phase; never back.
     pub(super) fn reach(&self, phase: Phase) {
         // First: the server's own handle must be the last one, which closes the socket.
-        self.seat().socket = None;
+        self.seat().close();
         self.phase.send_if_modified(|now| {
             let is_later = *now < phase;
             *now = phase.max(*now);
@@ -72,29 +87,54 @@ impl Host {
         });
     }
 
+    /// Whether it answers, and nobody has told it to end.
+    pub(super) fn is_serving(&self) -> bool {
+        self.phase() == Phase::Serving && self.ready.borrow().is_some()
+    }
+
+    /// Another process is the service now.
+    pub(super) fn leave(&self, took_listener: bool) {
+        self.seat().leave();
+        self.reach(Phase::Leaving { shared: took_listener });
+    }
+
     pub(super) async fn is_well(&self) -> bool {
         match self.service.get() {
-            Some((_, site)) => site.is_well().await,
+            Some(hosted) => hosted.site.is_well().await,
             None => false,
         }
     }
 
-    /// The service answers: tells the pid file, systemd, and whoever waits.
-    pub(super) fn is_ready(&self, listen: SocketAddr) -> anyhow::Result<()> {
-        let mut seat = self.seat();
-        let record = Record::own(Some(listen), seat.unit.clone());
-        seat.pid_file.write(&record)?;
+    /// How many merchants' callbacks it takes.
+    pub(super) fn merchants(&self) -> usize {
+        self.service.get().map_or(0, |hosted| hosted.config.load().merchants.len())
+    }
+
+    /// There is another process with the same database, or no longer.
+    pub(super) fn shares_database(&self, yes: bool) {
+        if let Some(hosted) = self.service.get() {
+            hosted.store.make_room(yes);
+        }
+    }
+
+    /// The service answers: tells systemd, and whoever waits.
+    pub(super) fn is_ready(&self) {
+        let listen = self.seat().listen;
         systemd::ready(&t!("log.ready", address = listen));
         self.ready.send_replace(Some(listen));
-        Ok(())
     }
 
-    /// Comes back when the service answers.
+    /// Comes back when the service answers; without an address where it is to end.
     pub(super) async fn wait_until_ready(&self) -> Option<SocketAddr> {
-        *self.ready.subscribe().wait_for(Option::is_some).await.ok()?
+        let (mut ready, mut phases) = (self.ready.subscribe(), self.phases());
+        tokio::select! {
+            biased;
+            _ = phases.wait_for(|phase| *phase > Phase::Serving) => None,
+            ready = ready.wait_for(Option::is_some) => *ready.ok()?,
+        }
     }
 
-    pub(super) fn seat(&self) -> std::sync::MutexGuard<'_, Seat> {
+    pub(super) fn seat(&self) -> MutexGuard<'_, Seat> {
         self.seat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -103,7 +143,11 @@ impl Host {
         let mut is_ending = false;
         loop {
             match signals.next().await {
-                Told::Reload => drop(self.reload().await),
+                // Beside: a file system that hangs must not make us deaf.
+                Told::Reload => drop(tokio::spawn({
+                    let host = Arc::clone(&self);
+                    async move { host.reload().await }
+                })),
                 Told::End(_) if is_ending => {
                     // At once: a terminal that is stuck must not be waited for, so this may be lost.
                     log::warn!("{}", t!("log.second_signal"));
@@ -121,23 +165,28 @@ impl Host {
 
     /// Reads the configuration again and opens the log file anew. The keys that take a restart, or why everything is as it was.
     pub(super) async fn reload(&self) -> anyhow::Result<Vec<&'static str>> {
+        let is_ready = self.wait_until_ready().await.is_some();
         let _one_at_a_time = self.reloading.lock().await;
+        anyhow::ensure!(is_ready && self.is_serving(), t!("manager.is_stopping").into_owned());
         systemd::reloading();
-        let reloaded = tokio::task::block_in_place(|| self.reload_now());
+        let reloaded = block_in_place(|| self.reload_now());
         match &reloaded {
             Ok(after_restart) if after_restart.is_empty() => log::info!("{}", t!("log.reloaded")),
             Ok(after_restart) => log::warn!("{}", t!("log.reloaded_but", keys = after_restart.join(", "))),
             Err(error) => log::error!("{}", t!("log.reload_failed", cause = format!("{error:#}"))),
         }
-        systemd::ready(&if reloaded.is_ok() { t!("log.reloaded") } else { t!("log.reload_failed_short") });
+        if self.is_serving() {
+            systemd::ready(&if reloaded.is_ok() { t!("log.reloaded") } else { t!("log.reload_failed_short") });
+        }
         reloaded
     }
 
     fn reload_now(&self) -> anyhow::Result<Vec<&'static str>> {
         let mut loaded =
-            config::read_again(self.config_file.as_deref(), &process_environment)?.load(&process_environment)?;
-        let (current, _) = self.service.get().ok_or_else(|| anyhow!(t!("log.not_open_yet").into_owned()))?;
-        let now = current.load();
+            crate::config::read_again(self.config_file.as_deref(), &process_environment)?.load(&process_environment)?;
+        let Hosted { config, .. } =
+            self.service.get().ok_or_else(|| anyhow!(t!("manager.is_stopping").into_owned()))?;
+        let now = config.load();
         if loaded.config.merchants.is_empty() && !now.merchants.is_empty() {
             // More likely a file that an editor is about to write than a wish to refuse every callback.
             return Err(ConfigError::of(loaded.source.file, "merchant", t!("config.no_merchant_left")).into());
@@ -149,12 +198,32 @@ impl Host {
             // A daemon has none, whatever the file says.
             loaded.config.log.console = false;
         }
-        if loaded.config.listen.port() == 0 && loaded.config.listen.ip() == now.listen.ip() {
+        if loaded.config.listen == self.configured_listen {
             loaded.config.listen = now.listen;
         }
-        self.log.apply(&loaded.config.log)?;
+        if loaded.config.service.pid_file != now.service.pid_file {
+            // From then on no command would find us, `restart` included.
+            return Err(ConfigError::of(loaded.source.file, "service.pid_file", t!("config.pid_file_moved")).into());
+        }
+        let log_file = loaded.config.log.file.display().to_string();
+        self.log.apply(&loaded.config.log).with_context(|| t!("logs.cannot_open", path = log_file).into_owned())?;
         loaded.config.language.activate();
-        Ok(current.replace(loaded.config))
+        Ok(config.replace(loaded.config))
+    }
+
+    /// Looks after the pid file for as long as the process lives.
+    pub(super) async fn keep_pid_file(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(PID_FILE_INTERVAL).await;
+            if !self.is_serving() {
+                continue;
+            }
+            match block_in_place(|| self.seat().restore()) {
+                Ok(false) => {}
+                Ok(true) => log::warn!("{}", t!("log.pid_file_restored")),
+                Err(error) => log::error!("{}", t!("log.pid_file_gone", error = format!("{error:#}"))),
+            }
+        }
     }
 
     /// Tells systemd that the service is alive, for as long as its writer answers.

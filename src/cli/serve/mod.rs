@@ -10,25 +10,26 @@ mod signals;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rust_i18n::t;
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{sleep, timeout_at};
 
 use super::failure::{Exit, eprint, exit_of};
-use crate::config::{Config, ConfigError, Loaded};
-use crate::logging;
+use super::start::parse_seconds;
+use crate::config::{Config, ConfigError, Essentials, Loaded, Log, LogLevel};
+use crate::logging::{self, Logging};
 use crate::manager::health::{self, Health};
 use crate::manager::readiness::{Report, Word};
 use crate::manager::systemd;
 use crate::server::Phase;
 use crate::service::Service;
 use host::Host;
-use seat::{Already, Seat};
+use seat::{Already, Predecessor, Seat, Taken};
 use signals::Signals;
 
 #[derive(clap::Args)]
@@ -36,25 +37,39 @@ pub(super) struct Arguments {
     /// Started by `start`, which waits at the other end of standard output
     #[arg(long, hide = true)]
     daemon: bool,
+    /// How long it may take until it answers
+    #[arg(long, hide = true, requires = "daemon", value_parser = parse_seconds)]
+    ready_within: Option<Duration>,
     /// Take over from the service that runs
     #[arg(long, hide = true, requires = "daemon")]
     take_over: bool,
 }
 
-pub(super) fn run(arguments: &Arguments, loaded: Result<Loaded, ConfigError>) -> Exit {
+pub(super) fn run(
+    arguments: &Arguments,
+    loaded: Result<Loaded, ConfigError>,
+    essentials: Result<Essentials, ConfigError>,
+) -> Exit {
     let report = if arguments.daemon { Report::on_stdout() } else { Ok(Report::to_nobody()) };
     let mut teller = match report {
-        Ok(report) => Teller { report, has_console: false },
+        Ok(report) => Teller { report, has_console: false, logging: None },
+        // Nobody is there any more to hear why.
         Err(_) => return Exit::Failed,
     };
     let mut loaded = match loaded {
         Ok(loaded) => loaded,
-        Err(error) => return teller.start_failed(&error.into()),
+        Err(error) => {
+            // The log is where somebody looks for it who was not there, as far as the log is known.
+            let log =
+                essentials.map(|essentials| Log { file: essentials.log_file, level: LogLevel::Info, console: false });
+            teller.logging = log.ok().and_then(|log| logging::start(&log).ok());
+            return teller.start_failed(&error.into());
+        }
     };
     // A daemon has no terminal.
     loaded.config.log.console &= !arguments.daemon;
-    let logging = match logging::start(&loaded.config.log) {
-        Ok(logging) => logging,
+    let log = match logging::start(&loaded.config.log) {
+        Ok(logging) => teller.logging.insert(logging).settings(),
         Err(error) => return teller.start_failed(&error),
     };
     teller.has_console = loaded.config.log.console;
@@ -66,7 +81,7 @@ pub(super) fn run(arguments: &Arguments, loaded: Result<Loaded, ConfigError>) ->
         Ok(runtime) => runtime,
         Err(error) => return teller.start_failed(&error.into()),
     };
-    let exit = match runtime.block_on(start(arguments, loaded, logging.settings())) {
+    let exit = match runtime.block_on(start(arguments, loaded, log)) {
         Err(error) => teller.start_failed(&error),
         Ok(running) => {
             teller.started(&running);
@@ -85,13 +100,14 @@ pub(super) fn run(arguments: &Arguments, loaded: Result<Loaded, ConfigError>) ->
 struct Teller {
     report: Report,
     has_console: bool,
+    logging: Option<Logging>,
 }
 
 impl Teller {
     fn started(&mut self, running: &Running) {
         let pid = std::process::id();
         let word = if running.is_ready {
-            Word::Ready { pid, listen: running.listen }
+            Word::Ready { pid, listen: running.listen, replaced: running.replaced.as_ref().map(|(pid, _)| *pid) }
         } else {
             Word::Failed { cause: t!("log.stopped_while_starting").into(), exit: Exit::Failed.code() }
         };
@@ -110,6 +126,8 @@ impl Teller {
             Word::Failed { cause: text.to_string(), exit: exit.code() }
         };
         log::error!("{text}");
+        // Written by then: whoever waited shows the last records.
+        drop(self.logging.take());
         if self.report.is_awaited() {
             // Whoever waited may be gone.
             let _ = self.report.tell(&word);
@@ -130,114 +148,169 @@ fn ended(has_console: bool, error: &anyhow::Error) -> Exit {
     exit_of(error)
 }
 
-/// A service that answers.
+/// A service that is up.
 struct Running {
     listen: SocketAddr,
-    host: Arc<Host>,
-    service: JoinHandle<anyhow::Result<()>>,
-    /// The process that this one took over from, until it has ended.
-    predecessor: Option<JoinHandle<()>>,
     /// Not where it was told to end before it was ready.
     is_ready: bool,
+    host: Arc<Host>,
+    service: JoinHandle<anyhow::Result<()>>,
+    /// What has to go on for as long as the process lives.
+    tasks: JoinSet<()>,
+    /// The process that this one took over from, and its end.
+    replaced: Option<(u32, JoinHandle<()>)>,
 }
 
 /// Everything that can fail while starting.
 async fn start(arguments: &Arguments, loaded: Loaded, log: logging::Settings) -> anyhow::Result<Running> {
     let signals = Signals::listen()?;
+    let patience = Duration::from_secs(loaded.config.service.start_timeout_s.into());
+    let deadline = Deadline::after(arguments.ready_within.unwrap_or(patience));
     // Before the store: a second start by mistake must not touch the first one's database.
-    let mut seat = if arguments.take_over {
-        Seat::take_over(&loaded.config)?
+    let Taken { seat, control, predecessor } = if arguments.take_over {
+        Seat::take_over(&loaded.config, deadline.at)?
     } else {
         Seat::take(&loaded.config, arguments.daemon)?
     };
     let (listen, listener) = (seat.listen, TcpListener::from_std(seat.listener()?)?);
-    let (control, predecessor) = (seat.control.take(), seat.predecessor.take());
-    let host = Arc::new(Host::new(seat, loaded.source.file, log));
-    tokio::spawn(Arc::clone(&host).follow(signals));
+    let host = Arc::new(Host::new(seat, &loaded, log));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(Arc::clone(&host).follow(signals));
+    tasks.spawn(Arc::clone(&host).keep_pid_file());
     if let Some(control) = control {
-        requests::serve(Arc::clone(&host), control)?;
+        tasks.spawn(requests::serve(Arc::clone(&host), control));
     }
-    let patience = Duration::from_secs(loaded.config.service.start_timeout_s.into());
-    let service = Service::open(with_address(loaded.config, listen)).await?;
+    let config = Config { listen, ..loaded.config };
+    let started = match predecessor {
+        None => begin(&host, config, listener, &deadline).await,
+        Some(predecessor) => succeed(&host, config, listener, predecessor, &deadline).await,
+    };
+    let Started { is_ready, service, replaced } = started.inspect_err(|_| host.seat().clear())?;
+    if let Some(interval) = systemd::watchdog() {
+        tasks.spawn(Arc::clone(&host).feed_watchdog(interval / 2));
+    }
+    Ok(Running { listen, is_ready, host, service, tasks, replaced })
+}
+
+struct Started {
+    is_ready: bool,
+    service: JoinHandle<anyhow::Result<()>>,
+    replaced: Option<(u32, JoinHandle<()>)>,
+}
+
+/// Begins to serve, and makes sure that it answers; unless it is told to end first.
+async fn begin(
+    host: &Arc<Host>,
+    config: Config,
+    listener: TcpListener,
+    deadline: &Deadline,
+) -> anyhow::Result<Started> {
+    let listen = config.listen;
+    let service = deadline.keep(Service::open(config)).await??;
     host.has(&service);
-    let service = tokio::spawn(service.run_through(listener, host.phases()));
-    let mut running = Running { listen, host, service, predecessor: None, is_ready: false };
-    match running.begin(predecessor, patience).await {
-        Ok(()) => Ok(running),
-        Err(error) => Err(running.give_up(error).await),
-    }
-}
-
-/// The address as it is, where the configuration leaves the port to the system.
-fn with_address(mut config: Config, listen: SocketAddr) -> Config {
-    config.listen = listen;
-    config
-}
-
-impl Running {
-    /// Makes sure that the service answers, and tells everybody; unless it is told to end first.
-    async fn begin(&mut self, predecessor: Option<seat::Predecessor>, patience: Duration) -> anyhow::Result<()> {
-        let mut phases = self.host.phases();
-        let is_well = is_well(&self.host, self.listen, predecessor.is_some());
-        tokio::select! {
-            biased;
-            _ = phases.wait_for(|phase| *phase >= Phase::Stopping) => return Ok(()),
-            is_well = timeout(patience, is_well) => is_well.map_err(|_| anyhow!(t!("log.not_well").into_owned()))?,
-            ended = &mut self.service => return ended?.and(Err(anyhow!(t!("log.not_well").into_owned()))),
+    let mut service = tokio::spawn(service.run_through(listener, host.phases()));
+    let is_well = async || matches!(health::check(listen).await, Health::Ok(_));
+    let mut phases = host.phases();
+    let is_ready = tokio::select! {
+        biased;
+        _ = phases.wait_for(|phase| *phase >= Phase::Stopping) => Ok(false),
+        is_well = deadline.keep(until(is_well)) => is_well.and_then(|()| host.seat().sign(Some(listen))).map(|()| true),
+        ended = &mut service => return ended?.and(Err(deadline.missed())),
+    };
+    match is_ready {
+        Ok(is_ready) => {
+            if is_ready {
+                host.is_ready();
+            }
+            Ok(Started { is_ready, service, replaced: None })
         }
-        if let Some(mut predecessor) = predecessor {
-            predecessor.dismiss()?;
-            self.predecessor = Some(tokio::spawn(predecessor.see_off(self.host.phases())));
-        }
-        self.host.is_ready(self.listen)?;
-        self.is_ready = true;
-        if let Some(interval) = systemd::watchdog() {
-            tokio::spawn(Arc::clone(&self.host).feed_watchdog(interval / 2));
-        }
-        Ok(())
-    }
-
-    async fn give_up(self, error: anyhow::Error) -> anyhow::Error {
-        self.host.reach(Phase::Stopping);
-        if !self.service.is_finished() {
+        Err(error) => {
+            host.reach(Phase::Stopping);
             // The first error is the one to tell.
-            let _ = self.service.await;
+            let _ = service.await;
+            Err(error)
         }
-        error
-    }
-
-    async fn run_to_the_end(self) -> anyhow::Result<()> {
-        self.service.await??;
-        if let Some(predecessor) = self.predecessor
-            && self.host.phase() == Phase::Stopping
-        {
-            // Who stops the service means all of it.
-            let _ = timeout(PREDECESSOR_TIMEOUT, predecessor).await;
-        }
-        Ok(())
     }
 }
 
-/// Comes back when the service answers. A database that another program has locked may be free in a moment.
-async fn is_well(host: &Host, listen: SocketAddr, shares_listener: bool) {
-    loop {
-        let is_well = if shares_listener {
-            // The process before us might answer.
-            host.is_well().await
-        } else {
-            matches!(health::check(listen).await, Health::Ok(_))
-        };
-        if is_well {
-            return;
-        }
+/// Makes sure that it could serve, and takes over from the process before.
+async fn succeed(
+    host: &Arc<Host>,
+    config: Config,
+    listener: TcpListener,
+    mut predecessor: Predecessor,
+    deadline: &Deadline,
+) -> anyhow::Result<Started> {
+    let (listen, stop_timeout_s) = (config.listen, config.service.stop_timeout_s);
+    let service = deadline.keep(Service::open(config)).await??;
+    host.has(&service);
+    host.shares_database(true);
+    // Not over the network: the other process accepts there, too.
+    deadline.keep(until(async || host.is_well().await)).await?;
+    anyhow::ensure!(host.phase() == Phase::Serving, t!("log.stopped_while_starting").into_owned());
+    // The point of no return: from here on we are the service, and nothing can fail any more.
+    host.seat().sign(Some(listen))?;
+    let service = tokio::spawn(service.run_through(listener, host.phases()));
+    predecessor.dismiss();
+    host.is_ready();
+    let (pid, patience) = (predecessor.pid(), Duration::from_secs(stop_timeout_s.into()));
+    let host = Arc::clone(host);
+    let end = tokio::spawn(async move {
+        predecessor.see_off(host.phases(), patience).await;
+        host.shares_database(false);
+    });
+    Ok(Started { is_ready: true, service, replaced: Some((pid, end)) })
+}
+
+/// Comes back when it is so. A database that another program has locked may be free in a moment.
+async fn until(is_so: impl AsyncFn() -> bool) {
+    while !is_so().await {
         sleep(WELL_PAUSE).await;
     }
 }
 
 /// How long a service that is not well has until it is asked again.
 const WELL_PAUSE: Duration = Duration::from_millis(50);
-/// How long the process before this one may take to end after this one has.
-const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// When a start is given up.
+struct Deadline {
+    at: Instant,
+    after: Duration,
+}
+
+impl Deadline {
+    fn after(after: Duration) -> Self {
+        Self { at: Instant::now() + after, after }
+    }
+
+    async fn keep<T>(&self, work: impl Future<Output = T>) -> anyhow::Result<T> {
+        timeout_at(self.at.into(), work).await.map_err(|_| self.missed())
+    }
+
+    fn missed(&self) -> anyhow::Error {
+        let seconds = (self.after.as_secs_f64() * 10.0).round() / 10.0;
+        anyhow!(t!("log.not_ready", seconds = seconds).into_owned())
+    }
+}
+
+impl Running {
+    async fn run_to_the_end(mut self) -> anyhow::Result<()> {
+        tokio::select! {
+            ended = &mut self.service => ended??,
+            // Signals, commands and the watchdog: without one of them it cannot be left alone.
+            Some(ended) = self.tasks.join_next() => anyhow::bail!(t!("log.task_ended", cause = format!("{ended:?}")).into_owned()),
+        }
+        if let Some((_, predecessor)) = self.replaced
+            && self.host.phase() == Phase::Stopping
+        {
+            // Who stops the service means all of it.
+            let _ = predecessor.await;
+        }
+        // Not left to `Drop`: tasks that hold the host may outlive the runtime.
+        self.host.seat().clear();
+        Ok(())
+    }
+}
 
 /// Each connection takes a descriptor, and the usual soft limit of 1,024 is there for programs that use `select`.
 fn raise_descriptor_limit() {

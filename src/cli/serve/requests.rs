@@ -1,8 +1,9 @@
 //! Answers to the commands of the manager.
 
+use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rust_i18n::t;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
@@ -16,101 +17,110 @@ use crate::server::Phase;
 
 /// How many commands are answered at the same time; more wait.
 const CONNECTIONS_MAX: usize = 64;
+/// How long accepting pauses when the system has no descriptors for another connection.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// Answers commands from now on.
-pub(super) fn serve(host: Arc<Host>, listener: StdListener) -> std::io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let listener = UnixListener::from_std(listener)?;
-    tokio::spawn(async move {
-        let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        loop {
-            let permit = Arc::clone(&permits).acquire_owned().await;
-            match listener.accept().await {
-                Ok((stream, _)) if may_ask(&stream) => {
-                    let host = Arc::clone(&host);
-                    tokio::spawn(async move {
-                        let _permit = permit;
-                        // Whoever asked may go away at any time.
-                        let _ = answer(&host, BufReader::new(stream)).await;
-                    });
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    log::error!("{}", t!("log.no_control", error = error));
-                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-                }
+/// Answers commands for as long as the process lives.
+pub(super) async fn serve(host: Arc<Host>, listener: UnixListener) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let permit = Arc::clone(&permits).acquire_owned().await;
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let host = Arc::clone(&host);
+                tokio::spawn(async move {
+                    let _permit = permit;
+                    // Whoever asked may go away at any time.
+                    let _ = answer(&host, BufReader::new(stream)).await;
+                });
+            }
+            Err(error) => {
+                log::error!("{}", t!("log.no_control", error = error));
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
-    });
-    Ok(())
+    }
 }
 
-async fn answer(host: &Host, mut stream: BufReader<UnixStream>) -> std::io::Result<()> {
+async fn answer(host: &Host, mut stream: BufReader<UnixStream>) -> io::Result<()> {
+    if !may_ask(stream.get_ref()) {
+        return say(&mut stream, &refused(t!("manager.may_not_ask"), Exit::NoPermission)).await;
+    }
     while let Some(request) = next_request(&mut stream).await? {
         let answer = match request {
             Request::Wait => match host.wait_until_ready().await {
                 Some(listen) => Answer::Ready { listen },
-                None => refused(t!("manager.other_start_failed")),
+                None => refused(t!("manager.is_stopping"), Exit::Failed),
             },
+            Request::IsEnding => Answer::Ending(host.phase() >= Phase::Stopping),
             Request::Reload => match host.reload().await {
                 Ok(keys) => Answer::Reloaded { after_restart: keys.into_iter().map(str::to_owned).collect() },
-                Err(error) => Answer::Refused {
-                    cause: format!("{error:#}"),
-                    bad_configuration: exit_of(&error) == Exit::BadConfiguration,
-                },
+                Err(error) => refused(format!("{error:#}"), exit_of(&error)),
             },
             Request::HandOver => return hand_over(host, stream).await,
-            Request::Leave => refused("?"),
+            Request::Leave { .. } => refused("?", Exit::Failed),
         };
-        stream.get_mut().write_all(&line(&answer)).await?;
+        say(&mut stream, &answer).await?;
     }
     Ok(())
 }
 
-/// Shares the listener and the lock with the process that asks, and leaves once that is ready.
-async fn hand_over(host: &Host, mut stream: BufReader<UnixStream>) -> std::io::Result<()> {
-    let Ok(_handing_over) = host.handing_over.try_lock() else {
-        return stream.get_mut().write_all(&line(&refused(t!("manager.already_handing_over")))).await;
-    };
+/// Shares the listener and the lock with the process that asks, and lets go of them when that is the service.
+async fn hand_over(host: &Host, mut stream: BufReader<UnixStream>) -> io::Result<()> {
     if let Some(cause) = why_not(host) {
-        return stream.get_mut().write_all(&line(&refused(cause))).await;
+        return say(&mut stream, &refused(cause, Exit::Failed)).await;
     }
-    log::info!("{}", t!("log.handing_over"));
-    let share = || {
-        let seat = host.seat();
-        let answer = Answer::HandedOver { listen: seat.listen };
-        send_with(stream.get_ref(), &answer, [seat.listener()?.as_fd(), seat.pid_file.as_fd()])
+    let Some(descriptors) = host.seat().share()? else {
+        return say(&mut stream, &refused(t!("manager.already_handing_over"), Exit::Failed)).await;
     };
-    stream.get_ref().async_io(Interest::WRITABLE, share).await?;
-    let word = next_request(&mut stream).await;
-    if !matches!(word, Ok(Some(Request::Leave))) || host.phase() != Phase::Serving {
+    log::info!("{}", t!("log.handing_over"));
+    host.shares_database(true);
+    let answer = Answer::HandedOver { listen: host.seat().listen, merchants: host.merchants() };
+    let share = || send_with(stream.get_ref(), &answer, descriptors.each_ref().map(AsFd::as_fd));
+    let shared = stream.get_ref().async_io(Interest::WRITABLE, share).await;
+    drop(descriptors);
+    let word = match shared {
+        Ok(()) => next_request(&mut stream).await,
+        Err(error) => Err(error),
+    };
+    let Ok(Some(Request::Leave { took_listener })) = word else {
         log::warn!("{}", t!("log.hand_over_failed"));
+        host.shares_database(false);
+        if let Err(error) = host.seat().keep() {
+            log::error!("{error:#}");
+        }
         return Ok(());
-    }
-    host.seat().pid_file.leave();
-    host.reach(Phase::Leaving);
+    };
+    host.leave(took_listener);
     log::info!("{}", t!("log.handed_over"));
-    // From here on whoever took over decides; its end is ours too.
-    let sent = stream.get_mut().write_all(&line(&Answer::Left)).await;
+    // From here on the other process decides; its end is ours too.
     let _ = stream.read(&mut [0]).await;
     host.reach(Phase::Stopping);
-    sent
+    // It takes the end of this connection for our end, which is to come.
+    std::future::pending().await
 }
 
 fn why_not(host: &Host) -> Option<String> {
-    if host.phase() != Phase::Serving {
+    if !host.is_serving() {
         return Some(t!("manager.is_stopping").into());
+    }
+    if std::process::id() == 1 {
+        return Some(t!("manager.is_first").into());
     }
     let unit = host.seat().unit.clone();
     unit.map(|unit| t!("manager.owned_by_systemd", unit = unit, verb = "restart").into())
 }
 
-fn refused(cause: impl Into<String>) -> Answer {
-    Answer::Refused { cause: cause.into(), bad_configuration: false }
+fn refused(cause: impl Into<String>, exit: Exit) -> Answer {
+    Answer::Refused { cause: cause.into(), exit: exit.code() }
+}
+
+async fn say(stream: &mut BufReader<UnixStream>, answer: &Answer) -> io::Result<()> {
+    stream.get_mut().write_all(&line(answer)).await
 }
 
 /// The next request; `None` where there is no other, or none that we understand.
-async fn next_request(stream: &mut BufReader<UnixStream>) -> std::io::Result<Option<Request>> {
+async fn next_request(stream: &mut BufReader<UnixStream>) -> io::Result<Option<Request>> {
     let mut line = Vec::new();
     stream.take(LINE_BYTES_MAX as u64).read_until(b'\n', &mut line).await?;
     Ok(serde_json::from_slice(&line).ok())

@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal};
 
+use nix::sys::signal::SigSet;
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
 pub(super) struct Signals {
@@ -23,6 +24,8 @@ pub(super) enum Told {
 
 impl Signals {
     pub(super) fn listen() -> anyhow::Result<Self> {
+        // A mask that keeps signals from us is inherited, too, and nobody means that.
+        SigSet::all().thread_unblock()?;
         // Whoever starts a program with a signal ignored, such as nohup, means it to live on.
         let ignored = ignored_signals();
         let unless_ignored = |kind: SignalKind| {
