@@ -6,7 +6,7 @@ use arc_swap::{ArcSwap, Guard};
 
 use super::Config;
 
-/// Shared by all who serve requests: each looks when it needs to, and sees one configuration or the other, never a mixture.
+/// Shared by all who serve requests: each look sees the whole of one configuration.
 #[derive(Clone)]
 pub(crate) struct Current(Arc<ArcSwap<Config>>);
 
