@@ -233,7 +233,7 @@ fn trigger_says_when_nobody_listens() {
     // A port that the system picks for nobody.
     let outcome = sandbox.run(&["trigger", &order, "--address", "127.0.0.1:1"]);
     assert_eq!(outcome.code, 1);
-    assert!(outcome.stderr.contains("webhookctl serve") && outcome.stderr.contains("refused"), "{outcome:?}");
+    assert!(outcome.stderr.contains("webhookctl start") && outcome.stderr.contains("refused"), "{outcome:?}");
     let unknown_port = sandbox.run(&["trigger", &order]);
     assert_eq!(unknown_port.code, 2);
     assert!(unknown_port.stderr.contains("--address"), "{unknown_port:?}");

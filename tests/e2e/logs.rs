@@ -190,7 +190,7 @@ fn a_missing_or_forbidden_file_is_told_with_a_remedy() {
     let outcome = sandbox.run(&["logs"]);
     assert_eq!(outcome.code, 1, "{outcome:?}");
     let file = log_file(&sandbox);
-    for part in [file.to_str().unwrap(), "webhookctl serve", "log.file"] {
+    for part in [file.to_str().unwrap(), "webhookctl start", "log.file"] {
         assert!(outcome.stderr.contains(part), "{outcome:?}");
     }
     let sandbox = sandbox_with_log(info("x"));
