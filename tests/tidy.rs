@@ -165,6 +165,31 @@ fn every_text_is_there_and_every_text_is_used() {
 }
 
 #[test]
+fn every_text_is_given_what_it_has_a_place_for() {
+    let texts: std::collections::BTreeMap<_, _> = catalogue("en").into_iter().collect();
+    for (file, source) in files("src", ".rs") {
+        for call in source.split("t!(\"").skip(1) {
+            let (key, rest) = call.split_once('"').unwrap();
+            let Some(text) = texts.get(key) else { continue };
+            // The arguments of this call: up to its closing parenthesis.
+            let mut depth = 1;
+            let end = rest.find(|c| {
+                depth += i32::from(c == '(') - i32::from(c == ')');
+                depth == 0
+            });
+            let arguments = &rest[..end.unwrap_or(rest.len())];
+            let given: BTreeSet<_> = arguments
+                .split(',')
+                .filter_map(|argument| argument.split_once(" = ").map(|(name, _)| name.trim().to_owned()))
+                .filter(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+                .collect();
+            let wanted: BTreeSet<_> = placeholders(text).into_iter().map(str::to_owned).collect();
+            assert_eq!(given, wanted, "{file}: {key}");
+        }
+    }
+}
+
+#[test]
 fn the_top_level_holds_what_it_should() {
     let allowed: BTreeSet<&str> = [
         ".ci",

@@ -63,7 +63,7 @@ fn init(file: Option<&Path>, language: Language) -> anyhow::Result<Exit> {
     let text = text.replace("language = \"zh\"", &format!("language = \"{language}\""));
     example.write_all(text.as_bytes())?;
     output::line(&path.display().to_string())?;
-    eprint(&t!("cli.init_next", path = path.display()));
+    eprint(&t!("cli.init_next"));
     Ok(Exit::Done)
 }
 

@@ -1,5 +1,6 @@
 //! `restart`: a new process in the place of the one that runs.
 
+use std::path::Path;
 use std::time::Duration;
 
 use rust_i18n::t;
@@ -7,7 +8,11 @@ use rust_i18n::t;
 use super::failure::Exit;
 use super::start::{self, Arguments};
 use crate::config::Loaded;
+use crate::manager::control::{Answer, Connection, Request};
 use crate::manager::pid_file::{Found, look};
+
+/// How long the service may take to say that it goes on.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) fn run(arguments: &Arguments, loaded: &Loaded) -> anyhow::Result<Exit> {
     let pid_file = &loaded.config.service.pid_file;
@@ -19,10 +24,17 @@ pub(super) fn run(arguments: &Arguments, loaded: &Loaded) -> anyhow::Result<Exit
         anyhow::bail!(t!("manager.owned_by_systemd", unit = unit, verb = "restart").into_owned());
     }
     start::prepare(loaded)?;
-    let restarted = start::plan(arguments, loaded).take_over(&process).map_err(|error| {
-        // It may have ended for a reason of its own.
-        let goes_on = process.wait(Duration::ZERO).is_ok_and(|has_ended| !has_ended);
-        if goes_on { error.context(t!("manager.old_goes_on", pid = old.pid).into_owned()) } else { error }
+    let restarted = start::plan(arguments, loaded).take_over(&process).map_err(|error| match who_answers(pid_file) {
+        Some(pid) => error.context(t!("manager.old_goes_on", pid = pid).into_owned()),
+        None => error,
     });
     start::tell(restarted?)
+}
+
+/// The service that runs, and is not about to end: perhaps not the one that was there before, as another restart may have been
+/// quicker.
+fn who_answers(pid_file: &Path) -> Option<u32> {
+    let Ok(Found::Running(record, _)) = look(pid_file) else { return None };
+    let answer = Connection::open(&record, ANSWER_TIMEOUT).and_then(|mut service| service.ask(Request::Wait));
+    matches!(answer, Ok(Answer::Ready { .. })).then_some(record.pid)
 }

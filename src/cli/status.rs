@@ -132,7 +132,7 @@ fn needs_attention(status: &Status, essentials: &Essentials) -> Vec<String> {
     let text = match status {
         Status::Stopped => {
             let beside = listener_beside(essentials);
-            return beside.into_iter().chain([t!("status_of.start_it").into_owned()]).collect();
+            return vec![beside.unwrap_or_else(|| t!("status_of.start_it").into())];
         }
         Status::Dead(_) => t!("status_of.it_died"),
         Status::Unknown(riddle) => riddle.into(),

@@ -173,16 +173,13 @@ pub(super) fn essentials(text: &str, directory: &Path) -> Essentials {
         let written = value(table, key).and_then(Value::as_str).filter(|path| !path.is_empty());
         directory.join(written.unwrap_or(&default))
     };
-    let seconds = |key: &str, default: u32| {
-        let written = value("service", key).and_then(Value::as_integer);
-        written.and_then(|seconds| seconds.try_into().ok()).filter(|&seconds| seconds > 0).unwrap_or(default)
-    };
+    let stop_timeout_s = value("service", "stop_timeout_s").and_then(Value::as_integer);
+    let stop_timeout_s = stop_timeout_s.and_then(|seconds| seconds.try_into().ok()).filter(|&seconds| seconds > 0);
     let defaults = Service::default();
     let listen = root.get("listen").map_or(Some(File::default().listen), |listen| listen.as_str().map(str::to_owned));
     Essentials {
         pid_file: path("service", "pid_file", defaults.pid_file),
-        start_timeout_s: seconds("start_timeout_s", defaults.start_timeout_s),
-        stop_timeout_s: seconds("stop_timeout_s", defaults.stop_timeout_s),
+        stop_timeout_s: stop_timeout_s.unwrap_or(defaults.stop_timeout_s),
         listen: listen.and_then(|listen| listen.parse().ok()),
         log_file: path("log", "file", Log::default().file),
     }
@@ -285,7 +282,7 @@ mod tests {
                     [[merchant]]\nkey = \n[log]\nfile = \"l\"\n[oops\n";
         let essentials = essentials(text, directory);
         assert_eq!(essentials.pid_file, Path::new("/srv/run/p"));
-        assert_eq!((essentials.start_timeout_s, essentials.stop_timeout_s), (15, 3));
+        assert_eq!(essentials.stop_timeout_s, 3);
         assert_eq!(essentials.log_file, Path::new("/srv/l"));
         assert_eq!(super::essentials("", directory).pid_file, Path::new("/srv/data/webhookctl.pid"));
         assert_eq!(language("language = \"en\"\n[broken"), Language::English);

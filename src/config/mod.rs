@@ -368,8 +368,6 @@ fn locate(named: Option<&Path>, environment: Environment) -> Option<PathBuf> {
 pub(crate) struct Essentials {
     /// The file that the running service holds locked.
     pub pid_file: PathBuf,
-    /// How long a start may take, in seconds.
-    pub start_timeout_s: u32,
     /// How long requests may take to finish when the service stops, in seconds.
     pub stop_timeout_s: u32,
     /// Where the service listens, if that can be read.

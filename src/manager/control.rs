@@ -33,8 +33,8 @@ const DESCRIPTORS_MAX: usize = 2;
 pub(crate) enum Request {
     /// Answer when you are ready.
     Wait,
-    /// Are you about to end?
-    IsEnding,
+    /// End, unless you are about to.
+    End,
     /// Read the configuration again, and open the log file anew.
     Reload,
     /// Let this process have your listener and your lock, too. Its next word is [`Request::Leave`], or it goes away and nothing has
@@ -53,12 +53,14 @@ pub(crate) enum Request {
 pub(crate) enum Answer {
     /// It is ready, listening there.
     Ready { listen: SocketAddr },
-    /// Whether it is about to end.
-    Ending(bool),
+    /// It is about to end.
+    Ending,
     /// The configuration is in force, but for these keys: they take a restart.
     Reloaded { after_restart: Vec<String> },
     /// The listener and the pid file's lock come with this.
-    HandedOver { listen: SocketAddr, merchants: usize },
+    HandedOver { listen: SocketAddr, seat: String, merchants: usize },
+    /// Another process is the service now: ask again whoever the pid file tells of.
+    HasLeft,
     /// It cannot do that: why, and what the command exits with.
     Refused { cause: String, exit: u8 },
 }
@@ -69,11 +71,16 @@ fn address(name: &str) -> io::Result<UnixAddr> {
 
 /// The service's end, before it serves, and its name.
 pub(crate) fn listen() -> io::Result<(UnixListener, String)> {
-    let random = || getrandom::u64().map_err(io::Error::other);
-    let name = format!("{:016x}{:016x}", random()?, random()?);
+    let name = random_name()?;
     let listener = UnixListener::bind_addr(&address(&name)?)?;
     listener.set_nonblocking(true)?;
     Ok((listener, name))
+}
+
+/// A name that nobody can guess.
+pub(crate) fn random_name() -> io::Result<String> {
+    let random = || getrandom::u64().map_err(io::Error::other);
+    Ok(format!("{:016x}{:016x}", random()?, random()?))
 }
 
 /// Whether whoever is at the other end may ask: our own user, or root.
@@ -159,10 +166,15 @@ impl Connection {
         self.stream.into_inner()
     }
 
-    /// Asks for something that has no answer.
-    pub(crate) fn send(&mut self, request: Request) -> io::Result<()> {
+    fn send(&mut self, request: Request) -> io::Result<()> {
         self.stream.get_mut().write_all(&line(&request))
     }
+}
+
+/// Whether the service has ended, or gone over to another process, instead of answering.
+pub(crate) fn has_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionRefused | ConnectionReset | UnexpectedEof)
 }
 
 /// Says it in words that fit: a socket's time limit ends in "resource temporarily unavailable".

@@ -5,19 +5,19 @@
 //! service that died.
 
 use std::fmt;
-use std::fs::{File, Metadata, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use rust_i18n::t;
 use rustix::fs::OFlags;
 
-use super::process::{Process, start_time};
+use super::process::{Process, file_id};
 
 /// How long a lock is tried for: someone who only looks holds it for a moment. And how long a text that does not fit is looked at
 /// again: it may be about to change.
@@ -37,6 +37,8 @@ pub(crate) struct Record {
     /// Where it listens; not there while it is starting.
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) version: String,
+    /// The same for all processes that take over from each other, another one after each fresh start.
+    pub(crate) seat: String,
     /// The name of the socket that commands ask it over.
     pub(crate) control: Option<String>,
     /// The systemd unit that owns it.
@@ -45,7 +47,8 @@ pub(crate) struct Record {
 
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}\nstart_time={}\nversion={}", self.pid, self.start_time, self.version)?;
+        let Self { pid, start_time, version, seat, .. } = self;
+        writeln!(f, "{pid}\nstart_time={start_time}\nversion={version}\nseat={seat}")?;
         if let Some(control) = &self.control {
             writeln!(f, "control={control}")?;
         }
@@ -60,13 +63,6 @@ impl fmt::Display for Record {
 }
 
 impl Record {
-    /// This process's own.
-    pub(crate) fn own(listen: Option<SocketAddr>, control: Option<String>, unit: Option<String>) -> Self {
-        let pid = std::process::id();
-        let start_time = start_time(pid).unwrap_or_default();
-        Self { pid, start_time, listen, version: env!("CARGO_PKG_VERSION").into(), control, unit }
-    }
-
     fn parse(text: &str) -> Option<Self> {
         let (pid, rest) = text.split_once('\n')?;
         // A text that is being written does not end in a line end yet; one that is being replaced by a shorter one has more
@@ -80,6 +76,7 @@ impl Record {
             start_time: value("start_time")?.parse().ok()?,
             listen: value("listen").map(str::parse).transpose().ok()?,
             version: value("version")?.to_owned(),
+            seat: value("seat").unwrap_or_default().to_owned(),
             control: value("control").map(str::to_owned),
             unit: value("systemd").map(str::to_owned),
         })
@@ -137,10 +134,15 @@ impl PidFile {
         let _ = self.file.set_len(0);
     }
 
+    /// Whether it says this.
+    pub(crate) fn says(&self, record: &Record) -> bool {
+        read(&self.file).is_ok_and(|text| text == record.to_string())
+    }
+
     /// Whether it is still the one that others find there.
     pub(crate) fn is_at(&self, path: &Path) -> bool {
         match (self.file.metadata(), path.metadata()) {
-            (Ok(own), Ok(there)) => id(&own) == id(&there),
+            (Ok(own), Ok(there)) => file_id(&own) == file_id(&there),
             _ => false,
         }
     }
@@ -160,11 +162,6 @@ fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
         kind if kind.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
     }
-}
-
-/// What a file is, whatever it is called.
-fn id(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
 }
 
 /// What a look at the pid file found.
@@ -188,6 +185,19 @@ pub(crate) enum Riddle {
     Garbage(String),
     /// The process that it names has ended, was never there, or has nothing to do with the file.
     NoSuchProcess(Record),
+}
+
+impl Riddle {
+    /// What was found, and what to do.
+    pub(crate) fn explain(&self, pid_file: &Path) -> anyhow::Error {
+        let path = pid_file.display();
+        let text = match self {
+            Self::Empty => t!("manager.riddle_empty", path = path),
+            Self::Garbage(text) => t!("manager.riddle_garbage", path = path, text = text),
+            Self::NoSuchProcess(record) => t!("manager.riddle_no_process", path = path, pid = record.pid),
+        };
+        anyhow!(text.into_owned())
+    }
 }
 
 /// Looks whether the service runs, and who it is. Changes nothing, and signals nobody.
@@ -250,6 +260,7 @@ fn beginning(text: &str) -> String {
 mod tests {
     use std::path::PathBuf;
 
+    use super::super::process::start_time;
     use super::*;
 
     fn file() -> (tempfile::TempDir, PathBuf) {
@@ -258,11 +269,17 @@ mod tests {
         (directory, path)
     }
 
+    fn own() -> Record {
+        let pid = std::process::id();
+        let start_time = start_time(pid).unwrap();
+        Record { pid, start_time, listen: None, version: "1".into(), seat: "a".into(), control: None, unit: None }
+    }
+
     #[test]
     fn a_record_is_read_as_it_was_written() {
         for (listen, unit) in [(None, None), (Some("[::1]:5002"), Some("webhookctl.service"))] {
             let listen = listen.map(|listen| listen.parse().unwrap());
-            let record = Record::own(listen, unit.map(|_| "x".into()), unit.map(str::to_owned));
+            let record = Record { listen, control: unit.map(|_| "x".into()), unit: unit.map(str::to_owned), ..own() };
             let text = record.to_string();
             assert_eq!(text.lines().next().unwrap().parse(), Ok(std::process::id()));
             assert_eq!(Record::parse(&text), Some(record.clone()));
@@ -283,16 +300,16 @@ mod tests {
     fn the_file_tells_who_holds_it() {
         let (_directory, path) = file();
         assert!(matches!(look(&path).unwrap(), Found::Nothing), "no file");
-        let mut own = PidFile::lock(&path).unwrap();
+        let mut lock = PidFile::lock(&path).unwrap();
         assert!(matches!(PidFile::lock(&path), Err(LockError::Held)));
         assert!(matches!(look(&path).unwrap(), Found::Unknown(Riddle::Empty)), "nothing written yet");
-        let record = Record::own(None, None, None);
-        own.write(&record).unwrap();
+        let record = own();
+        lock.write(&record).unwrap();
         let Found::Running(found, process) = look(&path).unwrap() else { panic!("not running") };
         assert_eq!((found, process.pid()), (record, std::process::id()));
-        assert!(own.is_at(&path));
-        own.clear();
-        drop(own);
+        assert!(lock.is_at(&path));
+        lock.clear();
+        drop(lock);
         assert!(matches!(look(&path).unwrap(), Found::Nothing), "a clean end");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "", "and the file stays");
     }
@@ -301,7 +318,7 @@ mod tests {
     fn the_lock_is_held_until_the_last_who_shares_it_has_gone() {
         let (_directory, path) = file();
         let mut old = PidFile::lock(&path).unwrap();
-        old.write(&Record::own(None, None, None)).unwrap();
+        old.write(&own()).unwrap();
         let share = |old: &PidFile| PidFile::inherit(old.as_fd().try_clone_to_owned().unwrap());
         drop(share(&old));
         assert!(matches!(look(&path).unwrap(), Found::Running(..)), "who went away again has changed nothing");
@@ -319,7 +336,7 @@ mod tests {
         let mut stranger = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
         let pid = stranger.id();
         let mut held = PidFile::lock(&path).unwrap();
-        let record = Record { pid, start_time: start_time(pid).unwrap(), ..Record::own(None, None, None) };
+        let record = Record { pid, start_time: start_time(pid).unwrap(), ..own() };
         held.write(&record).unwrap();
         assert!(matches!(look(&path).unwrap(), Found::Unknown(Riddle::NoSuchProcess(_))));
         stranger.kill().unwrap();
@@ -330,7 +347,7 @@ mod tests {
     fn what_others_left_is_told_and_not_believed() {
         let (_directory, path) = file();
         drop(PidFile::lock(&path).unwrap());
-        let recycled = Record { start_time: 1, ..Record::own(None, None, None) };
+        let recycled = Record { start_time: 1, ..own() };
         for (text, locked) in [(recycled.to_string(), true), ("12345".into(), true), (recycled.to_string(), false)] {
             std::fs::write(&path, &text).unwrap();
             let stranger = File::open(&path).unwrap();

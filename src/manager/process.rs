@@ -71,11 +71,10 @@ impl Process {
 
     /// Whether it has this file open. Where we may not know, we may not do anything to it either, and it is taken for granted.
     pub(crate) fn has_open(&self, file: &File) -> io::Result<bool> {
-        let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
-        let wanted = id(file.metadata()?);
+        let wanted = file_id(&file.metadata()?);
         match std::fs::read_dir(format!("/proc/{}/fd", self.pid)) {
             Ok(descriptors) => {
-                Ok(descriptors.flatten().any(|fd| fd.path().metadata().is_ok_and(|open| id(open) == wanted)))
+                Ok(descriptors.flatten().any(|fd| fd.path().metadata().is_ok_and(|open| file_id(&open) == wanted)))
             }
             Err(error) => Ok(error.kind() == io::ErrorKind::PermissionDenied),
         }
@@ -106,6 +105,11 @@ impl Process {
     fn raw(&self) -> i32 {
         self.pid.cast_signed()
     }
+}
+
+/// What a file is, whatever it is called.
+pub(super) fn file_id(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 /// Waits until there is something to read, or whoever writes has gone; false after `timeout`.

@@ -1,16 +1,19 @@
 //! Having the service read its configuration again.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use rust_i18n::t;
 
-use super::control::{Answer, Connection, Request};
-use super::pid_file::{Found, look};
-use super::start::unknown;
+use super::control::{Answer, Connection, Request, has_gone};
+use super::pid_file::{Found, Riddle, look};
 
 /// How long a reload may take; opening the log file anew waits for what is queued.
 const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long it is until the pid file is looked at again, when whom it told of has left.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// How a reload ended.
 pub(crate) enum Reloaded {
@@ -28,15 +31,33 @@ pub(crate) enum Reloaded {
 }
 
 pub(crate) fn reload(pid_file: &Path) -> anyhow::Result<Reloaded> {
-    let record = match look(pid_file)? {
-        Found::Running(record, _) => record,
-        Found::Unknown(riddle) => return Err(unknown(pid_file, &riddle)),
-        Found::Nothing | Found::Left(_) | Found::LeftGarbage(_) => return Ok(Reloaded::NotRunning),
-    };
-    let answer = Connection::open(&record, TIMEOUT).and_then(|mut service| service.ask(Request::Reload));
-    match answer.with_context(|| rust_i18n::t!("manager.no_answer", pid = record.pid).into_owned())? {
-        Answer::Reloaded { after_restart } => Ok(Reloaded::Done { pid: record.pid, after_restart }),
-        Answer::Refused { cause, exit } => Ok(Reloaded::Refused { cause, exit }),
-        other => anyhow::bail!("{other:?}"),
+    let deadline = Instant::now() + TIMEOUT;
+    let mut is_asked_again = false;
+    loop {
+        let record = match look(pid_file)? {
+            Found::Running(record, _) => record,
+            // A process that has just taken over, and has not written its name yet.
+            Found::Unknown(Riddle::Empty | Riddle::NoSuchProcess(_)) if is_asked_again && Instant::now() < deadline => {
+                continue;
+            }
+            Found::Unknown(riddle) => return Err(riddle.explain(pid_file)),
+            Found::Nothing | Found::Left(_) | Found::LeftGarbage(_) => return Ok(Reloaded::NotRunning),
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let answer = Connection::open(&record, left).and_then(|mut service| service.ask(Request::Reload));
+        let answer = match answer {
+            Err(error) if has_gone(&error) && Instant::now() < deadline => Answer::HasLeft,
+            answer => answer.with_context(|| t!("manager.no_answer", pid = record.pid).into_owned())?,
+        };
+        match answer {
+            // By then the other one has written its name.
+            Answer::HasLeft if Instant::now() < deadline => {
+                std::thread::sleep(LOOK_AGAIN_AFTER);
+                is_asked_again = true;
+            }
+            Answer::Reloaded { after_restart } => return Ok(Reloaded::Done { pid: record.pid, after_restart }),
+            Answer::Refused { cause, exit } => return Ok(Reloaded::Refused { cause, exit }),
+            other => bail!("{other:?}"),
+        }
     }
 }

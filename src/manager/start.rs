@@ -12,12 +12,17 @@ use rust_i18n::t;
 use super::control::{Answer, Connection, Request};
 use super::daemon::Daemon;
 use super::log_end::LogEnd;
-use super::pid_file::{Found, Riddle, look};
+use super::pid_file::{Found, Record, Riddle, look};
 use super::process::{Process, start_time};
 use super::readiness::{self, Heard, Word};
 
 /// How long a service that did not become ready has to end before it is killed.
-const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(3);
+const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long it may take until a process that has the lock has told its name.
+const RIDDLE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a service that is not ready is waited for before the pid file is looked at again.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// What is started, and how.
 pub(crate) struct Start<'a> {
@@ -68,8 +73,8 @@ impl std::error::Error for NotStarted {}
 impl Start<'_> {
     /// Starts the service unless it runs, and waits until it answers or has failed.
     pub(crate) fn start(&self) -> anyhow::Result<Started> {
-        let deadline = Instant::now() + self.timeout;
-        let left = || deadline.saturating_duration_since(Instant::now());
+        let begun = Instant::now();
+        let left = || self.timeout.saturating_sub(begun.elapsed());
         loop {
             let (record, process) = match look(self.pid_file)? {
                 Found::Nothing | Found::Left(_) | Found::LeftGarbage(_) => {
@@ -80,7 +85,13 @@ impl Start<'_> {
                         None => continue,
                     }
                 }
-                Found::Unknown(riddle) => return Err(unknown(self.pid_file, &riddle)),
+                // Another process is about to write its name, or to end.
+                Found::Unknown(Riddle::Empty | Riddle::NoSuchProcess(_))
+                    if begun.elapsed() < RIDDLE_TIMEOUT && !left().is_zero() =>
+                {
+                    continue;
+                }
+                Found::Unknown(riddle) => return Err(riddle.explain(self.pid_file)),
                 Found::Running(record, process) => (record, process),
             };
             let pid = record.pid;
@@ -93,8 +104,8 @@ impl Start<'_> {
                 }
                 _ => {}
             }
-            // It is about to end, or was not to be: the place is free then.
-            if !process.wait(left())? {
+            // It is about to end, or another one has taken over: then the place is free, or the file tells of that one.
+            if !process.wait(left().min(LOOK_AGAIN_AFTER))? && left().is_zero() {
                 bail!(t!("manager.in_the_way", pid = pid, seconds = self.timeout.as_secs_f32()).into_owned());
             }
         }
@@ -114,7 +125,12 @@ impl Start<'_> {
     fn launch(&self, flags: &[&str], timeout: Duration) -> anyhow::Result<Option<Started>> {
         let log_end = LogEnd::of(self.log_file);
         let (pipe, trouble) = self.daemon(flags, timeout)?.start()?;
-        let failed = |exit, cause| Err(NotStarted { exit, cause, log: log_end.lines_since() }.into());
+        let takes_over = !flags.is_empty();
+        let failed = |exit, cause| {
+            // What is logged during a takeover is another one's for the most part.
+            let log = if takes_over { Vec::new() } else { log_end.lines_since() };
+            Err(NotStarted { exit, cause, log }.into())
+        };
         // The service itself knows when its time is over; it is not waited for if it cannot even tell.
         match readiness::listen(pipe, timeout + GIVE_UP_TIMEOUT)? {
             Heard::Word(Word::Ready { pid, listen, replaced }, noise) => {
@@ -130,6 +146,12 @@ impl Start<'_> {
             }
             Heard::TimedOut(pid) => {
                 if let Some(pid) = pid {
+                    // At the last moment it may have come to be the service.
+                    if let Found::Running(Record { pid: running, listen: Some(listen), .. }, _) = look(self.pid_file)?
+                        && running == pid
+                    {
+                        return Ok(Some(Started::Ready { pid, listen, replaced: None, noise: String::new() }));
+                    }
                     give_up(pid)?;
                 }
                 failed(1, t!("manager.start_timeout", seconds = timeout.as_secs_f32()).into())
@@ -164,13 +186,19 @@ fn give_up(pid: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Somebody holds the pid file, and it does not tell who.
-pub(crate) fn unknown(pid_file: &Path, riddle: &Riddle) -> anyhow::Error {
-    let path = pid_file.display();
-    let text = match riddle {
-        Riddle::Empty => t!("manager.riddle_empty", path = path),
-        Riddle::Garbage(text) => t!("manager.riddle_garbage", path = path, text = text),
-        Riddle::NoSuchProcess(record) => t!("manager.riddle_no_process", path = path, pid = record.pid),
-    };
-    anyhow!(text.into_owned())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_works_where_its_paths_need_it_to_and_else_nowhere() {
+        let file = Path::new("/etc/x.toml");
+        for (config_file, directory) in [(None, std::env::current_dir().unwrap()), (Some(file), "/".into())] {
+            let start = Start { config_file, pid_file: file, log_file: file, timeout: Duration::from_secs(1) };
+            let daemon = start.daemon(&["--take-over"], start.timeout).unwrap();
+            assert_eq!(daemon.directory, directory);
+            assert_eq!(config_file.is_some(), daemon.arguments.contains(&"--config".into()));
+            assert_eq!(daemon.arguments.last().unwrap(), "--take-over");
+        }
+    }
 }

@@ -5,7 +5,6 @@ use std::path::Path;
 use super::health::{self, Health};
 use super::pid_file::{Found, Record, look};
 use super::process::Vitals;
-use super::start::unknown;
 
 /// What a look at the service found.
 pub(crate) enum Status {
@@ -29,7 +28,7 @@ pub(crate) async fn status(pid_file: &Path) -> anyhow::Result<Status> {
         Found::Nothing => return Ok(Status::Stopped),
         Found::Left(record) => return Ok(Status::Dead(record)),
         Found::LeftGarbage(text) => return Ok(Status::Garbage(text)),
-        Found::Unknown(riddle) => return Ok(Status::Unknown(unknown(pid_file, &riddle).to_string())),
+        Found::Unknown(riddle) => return Ok(Status::Unknown(riddle.explain(pid_file).to_string())),
         Found::Running(record, process) => (record, process),
     };
     let health = match record.listen {

@@ -7,11 +7,13 @@ use anyhow::Context;
 use rust_i18n::t;
 
 use super::control::{Answer, Connection, Request};
-use super::pid_file::{Found, Record, look};
-use super::start::unknown;
+use super::pid_file::{Found, Record, Riddle, look};
+use super::process::Process;
 
-/// How long it may take to tell whether it is ending: one that hangs is to be ended all the same.
+/// How long it may take to answer: one that hangs is to be ended all the same.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a process that has just taken over has at least.
+const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a killed process may take to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -46,22 +48,29 @@ pub(crate) fn stop(
     before_kill: impl Fn(u32),
 ) -> anyhow::Result<Stopped> {
     let deadline = Instant::now() + timeout;
+    let mut seat = None;
     let mut stopped = None;
     loop {
         let (record, process) = match look(pid_file)? {
-            Found::Running(record, process) => (record, process),
-            // One that takes over from what has just ended, and has not written its name yet.
-            Found::Unknown(_) if stopped.is_some() && Instant::now() < deadline => continue,
-            Found::Unknown(riddle) => return Err(unknown(pid_file, &riddle)),
-            Found::Nothing => return Ok(stopped.unwrap_or(Stopped::WasNotRunning(Leftover::Nothing))),
-            Found::Left(record) => return Ok(stopped.unwrap_or(Stopped::WasNotRunning(Leftover::Record(record)))),
-            Found::LeftGarbage(text) => return Ok(stopped.unwrap_or(Stopped::WasNotRunning(Leftover::Garbage(text)))),
+            // One that somebody has started since is not ours to stop.
+            Found::Running(record, process) if seat.as_ref().is_none_or(|seat| *seat == record.seat) => {
+                (record, process)
+            }
+            // A restart was under way: another process has the lock now, and has not written its name yet, or is about to end.
+            Found::Unknown(Riddle::NoSuchProcess(_) | Riddle::Empty)
+                if stopped.is_some() && Instant::now() < deadline =>
+            {
+                continue;
+            }
+            Found::Unknown(riddle) if stopped.is_none() => return Err(riddle.explain(pid_file)),
+            found => return Ok(stopped.unwrap_or_else(|| was_not_running(found))),
         };
-        // A second signal would be taken for impatience.
-        if !is_ending(&record) {
-            process.terminate().with_context(|| t!("manager.not_allowed", pid = record.pid).into_owned())?;
-        }
-        stopped = if process.wait(deadline.saturating_duration_since(Instant::now()))? {
+        end(&record, &process)?;
+        // Who has taken over has had no time yet.
+        let grace = if stopped.is_some() { SUCCESSOR_TIMEOUT } else { Duration::ZERO };
+        let left = deadline.saturating_duration_since(Instant::now()).max(grace);
+        seat = Some(record.seat.clone());
+        stopped = if process.wait(left)? {
             Some(Stopped::Finished(record))
         } else if !force {
             return Ok(Stopped::StillRunning(record));
@@ -73,12 +82,23 @@ pub(crate) fn stop(
             }
             Some(Stopped::Killed(record))
         };
-        // A restart may have been under way: then there is another one by now.
     }
 }
 
-/// Whether it says that it has been told already.
-fn is_ending(service: &Record) -> bool {
-    let answer = Connection::open(service, ANSWER_TIMEOUT).and_then(|mut service| service.ask(Request::IsEnding));
-    matches!(answer, Ok(Answer::Ending(true)))
+fn was_not_running(found: Found) -> Stopped {
+    Stopped::WasNotRunning(match found {
+        Found::Left(record) => Leftover::Record(record),
+        Found::LeftGarbage(text) => Leftover::Garbage(text),
+        _ => Leftover::Nothing,
+    })
+}
+
+/// Has it end by SIGTERM, once: a second one would be taken for impatience, and cut what is under way. So it is asked to send
+/// the signal to itself, if nobody has yet; one that does not answer gets it from here.
+fn end(service: &Record, process: &Process) -> anyhow::Result<()> {
+    let answer = Connection::open(service, ANSWER_TIMEOUT).and_then(|mut service| service.ask(Request::End));
+    if !matches!(answer, Ok(Answer::Ending)) {
+        process.terminate().with_context(|| t!("manager.not_allowed", pid = service.pid).into_owned())?;
+    }
+    Ok(())
 }

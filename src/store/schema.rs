@@ -15,17 +15,9 @@ const APPLICATION_ID: i64 = 0x7768_6b63;
 /// its own as well.
 const LOCK_PAUSES_MAX: u32 = 1400;
 /// How long it is until the lock is tried again. SQLite's own pauses grow to 100 ms: while another process writes batch after
-/// batch, as both do when one takes over from the other, such few tries can all find it locked.
+/// batch, as both do when one takes over from the other, so few tries can all find it locked.
 const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
-/// SQLite asks this as long as another process has the lock that it needs: whether to try again.
-fn wait_for_lock(pauses: i32) -> bool {
-    let is_patient = u32::try_from(pauses).is_ok_and(|pauses| pauses < LOCK_PAUSES_MAX);
-    if is_patient {
-        std::thread::sleep(LOCK_PAUSE);
-    }
-    is_patient
-}
 /// How often the switch to write-ahead logging is tried: SQLite does not wait for other processes there.
 const WAL_ATTEMPTS: u32 = 100;
 /// How many pages the write-ahead log may grow to before a commit has to copy it into the database.
@@ -125,6 +117,15 @@ fn check_version(db: &Connection, path: &Path) -> Result<u32, OpenError> {
         return Err(OpenError::Refused(StoreError::Newer { path, found, known: VERSION }));
     }
     Ok(found)
+}
+
+/// SQLite asks this as long as another process has the lock that it needs: whether to try again.
+fn wait_for_lock(pauses: i32) -> bool {
+    let is_patient = u32::try_from(pauses).is_ok_and(|pauses| pauses < LOCK_PAUSES_MAX);
+    if is_patient {
+        std::thread::sleep(LOCK_PAUSE);
+    }
+    is_patient
 }
 
 fn switch_to_wal(db: &Connection) -> Result<(), OpenError> {

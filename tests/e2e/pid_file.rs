@@ -113,6 +113,19 @@ fn it_is_written_again_where_somebody_has_removed_it() {
 }
 
 #[test]
+fn it_is_written_again_where_somebody_has_changed_it() {
+    let sandbox = Sandbox::new();
+    let daemon = sandbox.start();
+    let text = fs::read_to_string(sandbox.pid_file()).unwrap();
+    for changed in ["", "1\n"] {
+        fs::write(sandbox.pid_file(), changed).unwrap();
+        wait_until("the text", || fs::read_to_string(sandbox.pid_file()).unwrap() == text);
+    }
+    assert_eq!(sandbox.run(&["stop"]).code, 0);
+    drop(daemon);
+}
+
+#[test]
 fn a_clean_end_always_leaves_it_empty() {
     let sandbox = Sandbox::new();
     for _ in 0..10 {
@@ -146,8 +159,8 @@ fn it_tells_pid_start_time_address_and_version() {
     let text = fs::read_to_string(sandbox.pid_file()).unwrap();
     let start_time = start_time(daemon.pid());
     let version = env!("CARGO_PKG_VERSION");
-    let (before, rest) = text.split_once("control=").unwrap();
+    let (before, rest) = text.split_once("seat=").unwrap();
     assert_eq!(before, format!("{}\nstart_time={start_time}\nversion={version}\n", daemon.pid()));
-    assert_eq!(rest.split_once('\n').unwrap().1, format!("listen={}\n", daemon.address()));
+    assert!(rest.ends_with(&format!("\nlisten={}\n", daemon.address())), "{text}");
     assert!(File::open(sandbox.pid_file()).unwrap().try_lock().is_err(), "locked");
 }

@@ -1,12 +1,15 @@
 //! What signals and requests act on: the running service, seen from its process.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use rust_i18n::t;
+use rustix::process::{Signal, getpid, kill_process};
 use tokio::sync::watch;
 use tokio::task::block_in_place;
 
@@ -25,17 +28,21 @@ pub(super) struct Host {
     /// Where it listens, as soon as it answers.
     ready: watch::Sender<Option<SocketAddr>>,
     seat: Mutex<Seat>,
+    /// Whether a signal to end has come, or is on its way.
+    is_to_end: AtomicBool,
     reloading: tokio::sync::Mutex<()>,
     config_file: Option<PathBuf>,
     /// Where the file told us to listen: systemd, or port 0, may have made another address of it.
     configured_listen: SocketAddr,
     log: logging::Settings,
+    /// A daemon has no console, whatever the file says.
+    is_daemon: bool,
     /// The service's, as soon as it is open.
     service: OnceLock<Hosted>,
 }
 
 /// How often it is looked whether the pid file is still there.
-const PID_FILE_INTERVAL: Duration = Duration::from_secs(5);
+const PID_FILE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the process has to do with its service.
 struct Hosted {
@@ -45,15 +52,17 @@ struct Hosted {
 }
 
 impl Host {
-    pub(super) fn new(seat: Seat, loaded: &Loaded, log: logging::Settings) -> Self {
+    pub(super) fn new(seat: Seat, loaded: &Loaded, log: logging::Settings, is_daemon: bool) -> Self {
         Self {
             phase: watch::Sender::new(Phase::Serving),
             ready: watch::Sender::new(None),
             seat: Mutex::new(seat),
+            is_to_end: AtomicBool::new(false),
             reloading: tokio::sync::Mutex::default(),
             config_file: loaded.source.file.clone(),
             configured_listen: loaded.config.listen,
             log,
+            is_daemon,
             service: OnceLock::new(),
         }
     }
@@ -90,6 +99,18 @@ impl Host {
     /// Whether it answers, and nobody has told it to end.
     pub(super) fn is_serving(&self) -> bool {
         self.phase() == Phase::Serving && self.ready.borrow().is_some()
+    }
+
+    pub(super) fn has_left(&self) -> bool {
+        matches!(self.phase(), Phase::Leaving { .. })
+    }
+
+    /// Sends us the signal to end, unless that has been done.
+    pub(super) fn end(&self) -> io::Result<()> {
+        if !self.is_to_end.swap(true, Ordering::Relaxed) {
+            kill_process(getpid(), Signal::TERM)?;
+        }
+        Ok(())
     }
 
     /// Another process is the service now.
@@ -155,9 +176,10 @@ impl Host {
                 }
                 Told::End(name) => {
                     is_ending = true;
+                    self.is_to_end.store(true, Ordering::Relaxed);
+                    self.reach(Phase::Stopping);
                     log::info!("{}", t!("log.stopping", signal = name));
                     systemd::stopping();
-                    self.reach(Phase::Stopping);
                 }
             }
         }
@@ -194,10 +216,7 @@ impl Host {
         for warning in &loaded.warnings {
             log::warn!("{}", t!("log.config_warning", finding = warning));
         }
-        if !now.log.console {
-            // A daemon has none, whatever the file says.
-            loaded.config.log.console = false;
-        }
+        loaded.config.log.console &= !self.is_daemon;
         if loaded.config.listen == self.configured_listen {
             loaded.config.listen = now.listen;
         }
@@ -221,7 +240,7 @@ impl Host {
             match block_in_place(|| self.seat().restore()) {
                 Ok(false) => {}
                 Ok(true) => log::warn!("{}", t!("log.pid_file_restored")),
-                Err(error) => log::error!("{}", t!("log.pid_file_gone", error = format!("{error:#}"))),
+                Err(error) => log::error!("{}", t!("log.pid_file_gone", cause = format!("{error:#}"))),
             }
         }
     }

@@ -173,7 +173,7 @@ async fn start(arguments: &Arguments, loaded: Loaded, log: logging::Settings) ->
         Seat::take(&loaded.config, arguments.daemon)?
     };
     let (listen, listener) = (seat.listen, TcpListener::from_std(seat.listener()?)?);
-    let host = Arc::new(Host::new(seat, &loaded, log));
+    let host = Arc::new(Host::new(seat, &loaded, log, arguments.daemon));
     let mut tasks = JoinSet::new();
     tasks.spawn(Arc::clone(&host).follow(signals));
     tasks.spawn(Arc::clone(&host).keep_pid_file());
@@ -242,21 +242,42 @@ async fn succeed(
     deadline: &Deadline,
 ) -> anyhow::Result<Started> {
     let (listen, stop_timeout_s) = (config.listen, config.service.stop_timeout_s);
-    let service = deadline.keep(Service::open(config)).await??;
-    host.has(&service);
-    host.shares_database(true);
-    // Not over the network: the other process accepts there, too.
-    deadline.keep(until(async || host.is_well().await)).await?;
-    anyhow::ensure!(host.phase() == Phase::Serving, t!("log.stopped_while_starting").into_owned());
-    // The point of no return: from here on we are the service, and nothing can fail any more.
-    host.seat().sign(Some(listen))?;
+    let prepared = async {
+        let service = deadline.keep(Service::open(config)).await??;
+        host.has(&service);
+        host.shares_database(true);
+        // Not over the network: the other process accepts there, too.
+        deadline.keep(until(async || host.is_well().await)).await?;
+        anyhow::ensure!(host.phase() == Phase::Serving, t!("log.stopped_while_starting").into_owned());
+        // The point of no return: from here on we are the service, and nothing can fail any more.
+        host.seat().sign(Some(listen))?;
+        anyhow::Ok(service)
+    };
+    let prepared = tokio::select! {
+        prepared = prepared => prepared,
+        () = predecessor.is_told_to_stop() => Err(anyhow!(t!("log.stopped_while_starting").into_owned())),
+    };
+    let service = prepared.inspect_err(|_| {
+        if predecessor.has_ended() {
+            host.seat().keep();
+        }
+    })?;
+    host.seat().keep();
     let service = tokio::spawn(service.run_through(listener, host.phases()));
-    predecessor.dismiss();
+    predecessor.dismiss().await;
     host.is_ready();
+    // What has been changed since we read it, by a reload or a rotation that only the other process heard of.
+    tokio::spawn({
+        let host = Arc::clone(host);
+        async move { host.reload().await }
+    });
     let (pid, patience) = (predecessor.pid(), Duration::from_secs(stop_timeout_s.into()));
     let host = Arc::clone(host);
     let end = tokio::spawn(async move {
-        predecessor.see_off(host.phases(), patience).await;
+        if predecessor.see_off(host.phases(), patience).await {
+            log::info!("{}", t!("log.stopped_with_predecessor"));
+            host.reach(Phase::Stopping);
+        }
         host.shares_database(false);
     });
     Ok(Started { is_ready: true, service, replaced: Some((pid, end)) })
@@ -300,10 +321,8 @@ impl Running {
             // Signals, commands and the watchdog: without one of them it cannot be left alone.
             Some(ended) = self.tasks.join_next() => anyhow::bail!(t!("log.task_ended", cause = format!("{ended:?}")).into_owned()),
         }
-        if let Some((_, predecessor)) = self.replaced
-            && self.host.phase() == Phase::Stopping
-        {
-            // Who stops the service means all of it.
+        if let Some((_, predecessor)) = self.replaced {
+            // It ends when we do, and may still have something to finish.
             let _ = predecessor.await;
         }
         // Not left to `Drop`: tasks that hold the host may outlive the runtime.

@@ -17,6 +17,8 @@ use crate::server::Phase;
 
 /// How many commands are answered at the same time; more wait.
 const CONNECTIONS_MAX: usize = 64;
+/// How long it is until a restart that waits for another one looks again.
+const SHARED_PAUSE: Duration = Duration::from_millis(20);
 /// How long accepting pauses when the system has no descriptors for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -43,17 +45,20 @@ pub(super) async fn serve(host: Arc<Host>, listener: UnixListener) {
 }
 
 async fn answer(host: &Host, mut stream: BufReader<UnixStream>) -> io::Result<()> {
-    if !may_ask(stream.get_ref()) {
-        return say(&mut stream, &refused(t!("manager.may_not_ask"), Exit::NoPermission)).await;
-    }
+    let may_ask = may_ask(stream.get_ref());
     while let Some(request) = next_request(&mut stream).await? {
         let answer = match request {
+            request if !may_ask && request != Request::Wait => refused(t!("manager.may_not_ask"), Exit::NoPermission),
             Request::Wait => match host.wait_until_ready().await {
                 Some(listen) => Answer::Ready { listen },
                 None => refused(t!("manager.is_stopping"), Exit::Failed),
             },
-            Request::IsEnding => Answer::Ending(host.phase() >= Phase::Stopping),
+            Request::End => match host.end() {
+                Ok(()) => Answer::Ending,
+                Err(error) => refused(error.to_string(), Exit::Failed),
+            },
             Request::Reload => match host.reload().await {
+                Err(_) if host.has_left() => Answer::HasLeft,
                 Ok(keys) => Answer::Reloaded { after_restart: keys.into_iter().map(str::to_owned).collect() },
                 Err(error) => refused(format!("{error:#}"), exit_of(&error)),
             },
@@ -67,29 +72,59 @@ async fn answer(host: &Host, mut stream: BufReader<UnixStream>) -> io::Result<()
 
 /// Shares the listener and the lock with the process that asks, and lets go of them when that is the service.
 async fn hand_over(host: &Host, mut stream: BufReader<UnixStream>) -> io::Result<()> {
-    if let Some(cause) = why_not(host) {
-        return say(&mut stream, &refused(cause, Exit::Failed)).await;
-    }
-    let Some(descriptors) = host.seat().share()? else {
-        return say(&mut stream, &refused(t!("manager.already_handing_over"), Exit::Failed)).await;
+    // One that is starting is as good as ready.
+    host.wait_until_ready().await;
+    let descriptors = loop {
+        if host.has_left() {
+            return say(&mut stream, &Answer::HasLeft).await;
+        }
+        if let Some(cause) = why_not(host) {
+            return say(&mut stream, &refused(cause, Exit::Failed)).await;
+        }
+        let shared = host.seat().share()?;
+        if let Some(descriptors) = shared {
+            break descriptors;
+        }
+        // Another restart comes first.
+        tokio::time::sleep(SHARED_PAUSE).await;
     };
     log::info!("{}", t!("log.handing_over"));
     host.shares_database(true);
-    let answer = Answer::HandedOver { listen: host.seat().listen, merchants: host.merchants() };
+    let (listen, seat) = host.seat().name();
+    let answer = Answer::HandedOver { listen, seat, merchants: host.merchants() };
     let share = || send_with(stream.get_ref(), &answer, descriptors.each_ref().map(AsFd::as_fd));
     let shared = stream.get_ref().async_io(Interest::WRITABLE, share).await;
     drop(descriptors);
-    let word = match shared {
-        Ok(()) => next_request(&mut stream).await,
-        Err(error) => Err(error),
-    };
-    let Ok(Some(Request::Leave { took_listener })) = word else {
+    let mut word = Vec::new();
+    if shared.is_ok() {
+        let mut phases = host.phases();
+        let mut bytes = (&mut stream).take(LINE_BYTES_MAX as u64);
+        let is_to_stop = tokio::select! {
+            // Its end without a word means that the other process has gone away.
+            _ = bytes.read_until(b'\n', &mut word) => false,
+            _ = phases.wait_for(|phase| *phase >= Phase::Stopping) => true,
+        };
+        if is_to_stop {
+            // Who stops the service means the one that is about to be it, too.
+            let told = say(&mut stream, &refused(t!("manager.is_stopping"), Exit::Failed)).await;
+            host.seat().keep();
+            return told;
+        }
+    }
+    if word.is_empty() {
         log::warn!("{}", t!("log.hand_over_failed"));
         host.shares_database(false);
-        if let Err(error) = host.seat().keep() {
+        host.seat().keep();
+        // It may have got as far as to write its name.
+        if let Err(error) = host.seat().sign(Some(listen)) {
             log::error!("{error:#}");
         }
         return Ok(());
+    }
+    // A newer version may say it in another way, but by now it is the service.
+    let took_listener = match serde_json::from_slice(&word) {
+        Ok(Request::Leave { took_listener }) => took_listener,
+        _ => true,
     };
     host.leave(took_listener);
     log::info!("{}", t!("log.handed_over"));

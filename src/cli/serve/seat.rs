@@ -22,18 +22,23 @@ use crate::config::{Config, ConfigError};
 use crate::manager::control::{self, Answer, Connection, Request};
 use crate::manager::pid_file::{Found, LockError, PidFile, Record, look};
 use crate::manager::port;
-use crate::manager::process::Process;
-use crate::manager::start::unknown;
+use crate::manager::process::{Process, start_time};
+use crate::manager::start::NotStarted;
 use crate::manager::systemd;
 use crate::server::Phase;
 
 /// How many connections wait to be accepted; the system may allow fewer.
 const BACKLOG: u32 = 4096;
 
+/// How long it is until the pid file is looked at again, when whom it told of has left.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
+
 /// This process's seat.
 pub(super) struct Seat {
     pub(super) listen: SocketAddr,
     pid_file: PathBuf,
+    /// See [`Record::seat`].
+    id: String,
     /// The name of the socket that commands ask us over.
     control: Option<String>,
     /// The systemd unit that owns this process.
@@ -76,36 +81,45 @@ impl Seat {
             Some(listener) => Socket::Listening(listener),
             None => Socket::bind(config.listen)?,
         };
-        let mut lock = match locked {
+        let lock = match locked {
             Ok(lock) => lock,
             Err(LockError::Held) => return Err(already(config)),
             Err(LockError::Io(error)) => {
                 return Err(error).with_context(|| t!("log.pid_file_failed", path = path.display()).into_owned());
             }
         };
-        // What somebody who died has left is not ours.
-        lock.clear();
-        Self::sit(config, lock, socket.listen(config.listen)?, None)
+        Self::sit(config, control::random_name()?, lock, socket.listen(config.listen)?, None)
     }
 
     /// Asks the service that runs to share it. That one goes on as if nothing had happened unless it is dismissed.
     pub(super) fn take_over(config: &Config, deadline: Instant) -> anyhow::Result<Taken> {
         let path = &config.service.pid_file;
-        let (record, process) = match look(path)? {
-            Found::Running(record, process) => (record, process),
-            Found::Unknown(riddle) => return Err(unknown(path, &riddle)),
-            _ => bail!(t!("manager.gone_meanwhile").into_owned()),
+        let (service, process, answer, descriptors) = loop {
+            let (record, process) = match look(path)? {
+                Found::Running(record, process) => (record, process),
+                Found::Unknown(riddle) => return Err(riddle.explain(path)),
+                _ => bail!(t!("manager.gone_meanwhile").into_owned()),
+            };
+            let ask = || {
+                let mut service = Connection::open(&record, deadline.saturating_duration_since(Instant::now()))?;
+                let (answer, descriptors) = service.ask_to_hand_over()?;
+                io::Result::Ok((service, answer, descriptors))
+            };
+            match block_in_place(ask) {
+                // Another restart was quicker; now it is our turn with what came of it.
+                Ok((_, Answer::HasLeft, _)) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN_AFTER),
+                Err(error) if control::has_gone(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(LOOK_AGAIN_AFTER);
+                }
+                Ok((service, answer, descriptors)) => break (service, process, answer, descriptors),
+                Err(error) => {
+                    return Err(error).with_context(|| t!("manager.no_answer", pid = record.pid).into_owned());
+                }
+            }
         };
-        let ask = || {
-            let mut service = Connection::open(&record, deadline.saturating_duration_since(Instant::now()))?;
-            let (answer, descriptors) = service.ask_to_hand_over()?;
-            io::Result::Ok((service, answer, descriptors))
-        };
-        let (service, answer, descriptors) =
-            block_in_place(ask).with_context(|| t!("manager.no_answer", pid = record.pid).into_owned())?;
-        let (listen, merchants) = match answer {
-            Answer::HandedOver { listen, merchants } => (listen, merchants),
-            Answer::Refused { cause, .. } => bail!(cause),
+        let (listen, id, merchants) = match answer {
+            Answer::HandedOver { listen, seat, merchants } => (listen, seat, merchants),
+            Answer::Refused { cause, exit } => return Err(NotStarted { exit, cause, log: Vec::new() }.into()),
             other => bail!("{other:?}"),
         };
         if config.merchants.is_empty() && merchants > 0 {
@@ -120,11 +134,15 @@ impl Seat {
             let moved = Socket::bind(config.listen).and_then(|socket| socket.listen(config.listen));
             moved.with_context(|| t!("log.move_failed", old = listen).into_owned())?
         };
-        Self::sit(config, PidFile::inherit(lock), socket, Some(Predecessor { service, process, took_listener }))
+        let stream = service.into_stream();
+        stream.set_nonblocking(true)?;
+        let predecessor = Predecessor { stream: UnixStream::from_std(stream)?, process, took_listener };
+        Self::sit(config, id, PidFile::inherit(lock), socket, Some(predecessor))
     }
 
     fn sit(
         config: &Config,
+        id: String,
         lock: PidFile,
         socket: TcpListener,
         predecessor: Option<Predecessor>,
@@ -136,6 +154,7 @@ impl Seat {
         let mut seat = Self {
             listen: socket.local_addr()?,
             pid_file: config.service.pid_file.clone(),
+            id,
             control: name,
             unit: systemd::unit(),
             held: Some(Held { lock, socket: Some(socket), is_shared: predecessor.is_some() }),
@@ -146,13 +165,30 @@ impl Seat {
         Ok(Taken { seat, control, predecessor })
     }
 
-    /// Writes us into the pid file, starting or listening there: it is ours from then on.
+    /// Writes us into the pid file: starting, or listening there.
     pub(super) fn sign(&mut self, listen: Option<SocketAddr>) -> anyhow::Result<()> {
+        let record = self.record(listen);
         let Some(held) = &mut self.held else { return Ok(()) };
-        let record = Record::own(listen, self.control.clone(), self.unit.clone());
         let signed = held.lock.write(&record);
-        held.is_shared &= signed.is_err();
         signed.with_context(|| t!("log.pid_file_failed", path = self.pid_file.display()).into_owned())
+    }
+
+    fn record(&self, listen: Option<SocketAddr>) -> Record {
+        let pid = std::process::id();
+        Record {
+            pid,
+            start_time: start_time(pid).unwrap_or_default(),
+            listen,
+            version: env!("CARGO_PKG_VERSION").into(),
+            seat: self.id.clone(),
+            control: self.control.clone(),
+            unit: self.unit.clone(),
+        }
+    }
+
+    /// Where it is, and which one it is.
+    pub(super) fn name(&self) -> (SocketAddr, String) {
+        (self.listen, self.id.clone())
     }
 
     /// Another handle on the listener.
@@ -171,10 +207,11 @@ impl Seat {
         Ok(Some(descriptors))
     }
 
-    /// The other process has gone away again.
-    pub(super) fn keep(&mut self) -> anyhow::Result<()> {
-        // It may have got as far as to sign.
-        self.sign(Some(self.listen))
+    /// It is ours alone: the other process has gone away.
+    pub(super) fn keep(&mut self) {
+        if let Some(held) = &mut self.held {
+            held.is_shared = false;
+        }
     }
 
     /// It is the other process's alone now.
@@ -196,14 +233,21 @@ impl Seat {
         }
     }
 
-    /// Puts the pid file back where somebody has removed it: without it the service can only be found by its port.
+    /// Puts the pid file right where somebody has removed or changed it: without it the service can only be found by its port.
     pub(super) fn restore(&mut self) -> anyhow::Result<bool> {
-        let Some(held) = &mut self.held else { return Ok(false) };
-        if held.is_shared || held.lock.is_at(&self.pid_file) {
+        let Some(held) = &self.held else { return Ok(false) };
+        let record = self.record(Some(self.listen));
+        if held.is_shared || (held.lock.is_at(&self.pid_file) && held.lock.says(&record)) {
             return Ok(false);
         }
-        held.lock = PidFile::lock(&self.pid_file)?;
-        self.sign(Some(self.listen))?;
+        if held.lock.is_at(&self.pid_file) {
+            return self.sign(Some(self.listen)).map(|()| true);
+        }
+        let mut lock = PidFile::lock(&self.pid_file)?;
+        lock.write(&record)?;
+        if let Some(held) = &mut self.held {
+            held.lock = lock;
+        }
         Ok(true)
     }
 }
@@ -213,7 +257,7 @@ fn already(config: &Config) -> anyhow::Error {
     let path = &config.service.pid_file;
     match look(path) {
         Ok(Found::Running(record, _)) => Already(t!("manager.already_running", pid = record.pid).into()).into(),
-        Ok(Found::Unknown(riddle)) => unknown(path, &riddle),
+        Ok(Found::Unknown(riddle)) => riddle.explain(path),
         Ok(_) => Already(t!("manager.other_start_failed").into()).into(),
         Err(error) => error,
     }
@@ -261,7 +305,7 @@ fn bind_failed(address: SocketAddr) -> String {
 
 /// The service that ran before this one, still serving.
 pub(super) struct Predecessor {
-    service: Connection,
+    stream: UnixStream,
     process: Process,
     took_listener: bool,
 }
@@ -271,28 +315,39 @@ impl Predecessor {
         self.process.pid()
     }
 
+    /// Whether it has ended by itself.
+    pub(super) fn has_ended(&self) -> bool {
+        self.process.wait(Duration::ZERO).unwrap_or(false)
+    }
+
+    /// Comes back when it is told to stop, which means us as well. Its mere end does not: then we are needed all the more.
+    pub(super) async fn is_told_to_stop(&mut self) {
+        if !matches!(self.stream.read(&mut [0]).await, Ok(1)) {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// From now on it accepts no more. Where it cannot be told, it has ended: what it had is ours already.
-    pub(super) fn dismiss(&mut self) {
-        if let Err(error) = self.service.send(Request::Leave { took_listener: self.took_listener }) {
+    pub(super) async fn dismiss(&mut self) {
+        let leave = control::line(&Request::Leave { took_listener: self.took_listener });
+        if let Err(error) = self.stream.write_all(&leave).await {
             log::warn!("{}", t!("log.predecessor_gone", error = error));
         }
     }
 
-    /// Waits for its end; when we are to stop, it is too, within `patience`.
-    pub(super) async fn see_off(self, mut phases: watch::Receiver<Phase>, patience: Duration) {
-        let Self { service, process, .. } = self;
-        let stream = service.into_stream();
-        let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
-        let Ok(mut stream) = stream else { return };
+    /// Waits for its end; when we are to stop, it is too, within `patience`. Whether it was the one that was told to stop.
+    pub(super) async fn see_off(mut self, mut phases: watch::Receiver<Phase>, patience: Duration) -> bool {
         let mut byte = [0];
-        let is_over = tokio::select! {
-            _ = stream.read(&mut byte) => true,
-            _ = phases.wait_for(|phase| *phase >= Phase::Stopping) => false,
+        let read = tokio::select! {
+            read = self.stream.read(&mut byte) => Some(read),
+            _ = phases.wait_for(|phase| *phase >= Phase::Stopping) => None,
         };
-        if !is_over {
-            // It takes the end of our half for our end.
-            let _ = stream.shutdown().await;
+        if matches!(read, Some(Ok(1))) {
+            return true;
         }
-        let _ = spawn_blocking(move || process.wait(patience)).await;
+        // It takes the end of our half for our end.
+        let _ = self.stream.shutdown().await;
+        let _ = spawn_blocking(move || self.process.wait(patience)).await;
+        false
     }
 }
