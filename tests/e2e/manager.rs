@@ -213,16 +213,14 @@ fn stop_lets_requests_finish_and_needs_no_sound_configuration() {
         sandbox.configure(CONFIG);
         let order = sandbox.order(1001);
         let daemon = sandbox.start();
-        let (pid, mut client) = (daemon.pid(), daemon.client());
-        let request = post(&Notification::of(&order).form());
-        let (begun, rest) = request.split_at(request.len() - 10);
-        client.write(begun);
+        let pid = daemon.pid();
+        let mut half = HalfSent::over(daemon.client(), &Notification::of(&order));
         sandbox.configure(broken);
         let stopped_before = sandbox.log().matches("SIGTERM").count();
         let stop = std::thread::scope(|scope| {
             let stop = scope.spawn(|| sandbox.run(&["stop"]));
             wait_until("a SIGTERM", || sandbox.log().matches("SIGTERM").count() > stopped_before);
-            assert_eq!(client.send(rest).body, "success");
+            assert_eq!(half.finish().body, "success");
             stop.join().unwrap()
         });
         assert_eq!(stop.code, 0, "{stop:?}");
@@ -248,10 +246,8 @@ fn a_second_stop_cuts_nothing_and_a_start_waits_for_the_end() {
     let sandbox = Sandbox::new();
     let order = sandbox.order(1001);
     let daemon = sandbox.start();
-    let (pid, mut client) = (daemon.pid(), daemon.client());
-    let request = post(&Notification::of(&order).form());
-    let (begun, rest) = request.split_at(request.len() - 10);
-    client.write(begun);
+    let pid = daemon.pid();
+    let mut half = HalfSent::over(daemon.client(), &Notification::of(&order));
     let (stops, start) = std::thread::scope(|scope| {
         let stop = || {
             let stop = scope.spawn(|| sandbox.run(&["stop"]));
@@ -262,7 +258,7 @@ fn a_second_stop_cuts_nothing_and_a_start_waits_for_the_end() {
         let impatient = sandbox.run(&["start", "--timeout", "0.1"]);
         assert!(impatient.code == 1 && impatient.stderr.contains(&pid.to_string()), "{impatient:?}");
         let start = scope.spawn(|| sandbox.run(&["start"]));
-        assert_eq!(client.send(rest).body, "success");
+        assert_eq!(half.finish().body, "success");
         (stops.map(|stop| stop.join().unwrap()), start.join().unwrap())
     });
     assert!(!sandbox.log().contains("第二个信号"), "{}", sandbox.log());
@@ -389,14 +385,11 @@ fn stops_at_the_same_time_cut_nothing() {
     let sandbox = Sandbox::new();
     let order = sandbox.order(1001);
     let daemon = sandbox.start();
-    let mut client = daemon.client();
-    let request = post(&Notification::of(&order).form());
-    let (begun, rest) = request.split_at(request.len() - 10);
-    client.write(begun);
+    let mut half = HalfSent::over(daemon.client(), &Notification::of(&order));
     std::thread::scope(|scope| {
         let stops: Vec<_> = (0..5).map(|_| scope.spawn(|| sandbox.run(&["stop"]))).collect();
         wait_until("a SIGTERM", || sandbox.log().contains("SIGTERM"));
-        assert_eq!(client.send(rest).body, "success");
+        assert_eq!(half.finish().body, "success");
         assert!(stops.into_iter().all(|stop| stop.join().unwrap().code == 0));
     });
 }

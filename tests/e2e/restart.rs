@@ -148,16 +148,14 @@ fn what_the_old_process_has_begun_it_finishes() {
     let (paid_late, paid_last) = (sandbox.order(1001), sandbox.order(1001));
     let daemon = sandbox.start();
     let old = daemon.pid();
-    let (mut half, mut idle) = (daemon.client(), daemon.client());
+    let mut idle = daemon.client();
     assert_eq!(idle.get("/payment/status").status, 200);
-    let request = post(&Notification::of(&paid_late).form());
-    let (begun, rest) = request.split_at(request.len() - 10);
-    half.write(begun);
+    let mut half = HalfSent::over(daemon.client(), &Notification::of(&paid_late));
     assert_eq!(sandbox.run(&["restart"]).code, 0);
     assert!(is_alive(old), "it has something to finish");
-    let answer = half.send(rest);
+    let answer = half.finish();
     assert_eq!((answer.body.as_str(), answer.headers["connection"].as_str()), ("success", "close"));
-    assert!(half.is_closed());
+    assert!(half.client.is_closed());
     // A connection that was silent is good for one request more: it may be on its way already.
     let form = Notification::of(&paid_last).form();
     let answer = idle.get(&format!("/payment/notify?{form}"));
@@ -400,15 +398,12 @@ fn a_stop_after_a_restart_waits_for_what_the_old_process_has_begun() {
     let order = sandbox.order(1001);
     let daemon = sandbox.start();
     let old = daemon.pid();
-    let mut client = daemon.client();
-    let request = post(&Notification::of(&order).form());
-    let (begun, rest) = request.split_at(request.len() - 10);
-    client.write(begun);
+    let mut half = HalfSent::over(daemon.client(), &Notification::of(&order));
     assert_eq!(sandbox.run(&["restart"]).code, 0);
     let stop = std::thread::scope(|scope| {
         let stop = scope.spawn(|| sandbox.run(&["stop"]));
         wait_until("a SIGTERM", || sandbox.log().contains("SIGTERM"));
-        assert_eq!(client.send(rest).body, "success");
+        assert_eq!(half.finish().body, "success");
         stop.join().unwrap()
     });
     assert!(stop.code == 0 && !is_alive(old), "{stop:?}");

@@ -434,6 +434,27 @@ pub fn post(form: &str) -> String {
     )
 }
 
+/// A notification by POST of which the end has not been sent yet: something that a stop or a restart has to wait for.
+pub struct HalfSent {
+    pub client: Client,
+    rest: String,
+}
+
+impl HalfSent {
+    pub fn over(mut client: Client, notification: &Notification) -> Self {
+        let mut request = post(&notification.form());
+        let rest = request.split_off(request.len() - 10);
+        client.write(request);
+        Self { client, rest }
+    }
+
+    /// Sends the rest of it.
+    #[track_caller]
+    pub fn finish(&mut self) -> Response {
+        self.client.send(&self.rest)
+    }
+}
+
 /// A connection that sends bytes as they are.
 pub struct Client {
     pub stream: TcpStream,

@@ -1,7 +1,7 @@
 //! Answers to the commands of the manager.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,67 +72,91 @@ async fn answer(host: &Host, mut stream: BufReader<UnixStream>) -> io::Result<()
 
 /// Shares the listener and the lock with the process that asks, and lets go of them when that is the service.
 async fn hand_over(host: &Host, mut stream: BufReader<UnixStream>) -> io::Result<()> {
-    // One that is starting is as good as ready.
-    host.wait_until_ready().await;
-    let descriptors = loop {
-        if host.has_left() {
-            return say(&mut stream, &Answer::HasLeft).await;
-        }
-        if let Some(cause) = why_not(host) {
-            return say(&mut stream, &refused(cause, Exit::Failed)).await;
-        }
-        let shared = host.seat().share()?;
-        if let Some(descriptors) = shared {
-            break descriptors;
-        }
-        // Another restart comes first.
-        tokio::time::sleep(SHARED_PAUSE).await;
+    let descriptors = match share_in_turn(host).await? {
+        Ok(descriptors) => descriptors,
+        Err(answer) => return say(&mut stream, &answer).await,
     };
     log::info!("{}", t!("log.handing_over"));
     host.shares_database(true);
     let (listen, seat) = host.seat().name();
     let answer = Answer::HandedOver { listen, seat, merchants: host.merchants() };
-    let share = || send_with(stream.get_ref(), &answer, descriptors.each_ref().map(AsFd::as_fd));
-    let shared = stream.get_ref().async_io(Interest::WRITABLE, share).await;
+    let send = || send_with(stream.get_ref(), &answer, descriptors.each_ref().map(AsFd::as_fd));
+    let is_sent = stream.get_ref().async_io(Interest::WRITABLE, send).await.is_ok();
     drop(descriptors);
-    let mut word = Vec::new();
-    if shared.is_ok() {
-        let mut phases = host.phases();
-        let mut bytes = (&mut stream).take(LINE_BYTES_MAX as u64);
-        let is_to_stop = tokio::select! {
-            // Its end without a word means that the other process has gone away.
-            _ = bytes.read_until(b'\n', &mut word) => false,
-            _ = phases.wait_for(|phase| *phase >= Phase::Stopping) => true,
-        };
-        if is_to_stop {
+    let word = if is_sent { last_word(host, &mut stream).await } else { LastWord::None };
+    match word {
+        LastWord::Leave { took_listener } => {
+            host.leave(took_listener);
+            log::info!("{}", t!("log.handed_over"));
+            // From here on the other process decides; its end is ours too.
+            let _ = stream.read(&mut [0]).await;
+            host.reach(Phase::Stopping);
+            // It takes the end of this connection for our end, which is to come.
+            std::future::pending().await
+        }
+        LastWord::None => {
+            log::warn!("{}", t!("log.hand_over_failed"));
+            host.shares_database(false);
+            host.seat().keep();
+            // It may have got as far as to write its name.
+            if let Err(error) = host.seat().sign(Some(listen)) {
+                log::error!("{error:#}");
+            }
+            Ok(())
+        }
+        LastWord::ToldToStop => {
             // Who stops the service means the one that is about to be it, too.
             let told = say(&mut stream, &refused(t!("manager.is_stopping"), Exit::Failed)).await;
             host.seat().keep();
-            return told;
+            told
         }
     }
-    if word.is_empty() {
-        log::warn!("{}", t!("log.hand_over_failed"));
-        host.shares_database(false);
-        host.seat().keep();
-        // It may have got as far as to write its name.
-        if let Err(error) = host.seat().sign(Some(listen)) {
-            log::error!("{error:#}");
+}
+
+/// Shares what a process that takes over needs, when no other one has it; or what to answer instead.
+async fn share_in_turn(host: &Host) -> io::Result<Result<[OwnedFd; 2], Answer>> {
+    // One that is starting is as good as ready.
+    host.wait_until_ready().await;
+    loop {
+        if host.has_left() {
+            return Ok(Err(Answer::HasLeft));
         }
-        return Ok(());
+        if let Some(cause) = why_not(host) {
+            return Ok(Err(refused(cause, Exit::Failed)));
+        }
+        if let Some(descriptors) = host.seat().share()? {
+            return Ok(Ok(descriptors));
+        }
+        // Another restart comes first.
+        tokio::time::sleep(SHARED_PAUSE).await;
     }
-    // A newer version may say it in another way, but by now it is the service.
-    let took_listener = match serde_json::from_slice(&word) {
-        Ok(Request::Leave { took_listener }) => took_listener,
-        _ => true,
-    };
-    host.leave(took_listener);
-    log::info!("{}", t!("log.handed_over"));
-    // From here on the other process decides; its end is ours too.
-    let _ = stream.read(&mut [0]).await;
-    host.reach(Phase::Stopping);
-    // It takes the end of this connection for our end, which is to come.
-    std::future::pending().await
+}
+
+/// How it ends with a process that wants to take over.
+enum LastWord {
+    /// It is the service now.
+    Leave { took_listener: bool },
+    /// It has gone away.
+    None,
+    /// There was none yet when we were told to stop.
+    ToldToStop,
+}
+
+async fn last_word(host: &Host, stream: &mut BufReader<UnixStream>) -> LastWord {
+    let mut phases = host.phases();
+    let mut word = Vec::new();
+    let mut bytes = stream.take(LINE_BYTES_MAX as u64);
+    tokio::select! {
+        // However it ends, what counts is whether there was a whole word.
+        _ = bytes.read_until(b'\n', &mut word) => {}
+        _ = phases.wait_for(|phase| *phase >= Phase::Stopping) => return LastWord::ToldToStop,
+    }
+    match serde_json::from_slice(&word) {
+        _ if !word.ends_with(b"\n") => LastWord::None,
+        Ok(Request::Leave { took_listener }) => LastWord::Leave { took_listener },
+        // A newer version may say it in another way, but by now it is the service.
+        _ => LastWord::Leave { took_listener: true },
+    }
 }
 
 fn why_not(host: &Host) -> Option<String> {
