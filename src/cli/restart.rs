@@ -10,15 +10,23 @@ use super::start::{self, Arguments};
 use crate::config::Loaded;
 use crate::manager::control::{Answer, Connection, Request};
 use crate::manager::pid_file::{Found, look};
+use crate::manager::start::Started;
 
 /// How long the service may take to say that it goes on.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) fn run(arguments: &Arguments, loaded: &Loaded) -> anyhow::Result<Exit> {
     let pid_file = &loaded.config.service.pid_file;
-    let Found::Running(old, process) = look(pid_file)? else {
-        // Nobody to take over from; a pid file that tells nothing is told by `start`.
-        return start::run(arguments, loaded);
+    let (old, process) = match look(pid_file)? {
+        Found::Running(old, process) => (old, process),
+        _ => match start::begin(arguments, loaded)? {
+            // It was there, and only its pid file did not tell for a moment.
+            Started::Already { .. } => match look(pid_file)? {
+                Found::Running(old, process) => (old, process),
+                _ => anyhow::bail!(t!("manager.gone_meanwhile").into_owned()),
+            },
+            started @ Started::Ready { .. } => return start::tell(started),
+        },
     };
     if let Some(unit) = old.unit {
         anyhow::bail!(t!("manager.owned_by_systemd", unit = unit, verb = "restart").into_owned());

@@ -18,8 +18,13 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, loaded: &Loaded) -> anyhow::Result<Exit> {
+    tell(begin(arguments, loaded)?)
+}
+
+/// Starts the service unless it runs.
+pub(super) fn begin(arguments: &Arguments, loaded: &Loaded) -> anyhow::Result<Started> {
     prepare(loaded)?;
-    tell(plan(arguments, loaded).start()?)
+    plan(arguments, loaded).start()
 }
 
 pub(super) fn tell(started: Started) -> anyhow::Result<Exit> {

@@ -107,7 +107,7 @@ fn it_is_written_again_where_somebody_has_removed_it() {
     assert!(stop.code == 0 && stop.stderr.contains(&pid.to_string()), "{stop:?}");
     wait_until("the file", || sandbox.run(&["status"]).code == 0);
     assert_eq!(daemon.pid(), pid);
-    assert!(sandbox.log().contains("pid 文件被删除"), "{}", sandbox.log());
+    assert!(sandbox.log().contains("pid 文件被删除或改动"), "{}", sandbox.log());
     assert_eq!(sandbox.run(&["stop"]).code, 0);
     assert!(!is_alive(pid));
 }
@@ -121,6 +121,11 @@ fn it_is_written_again_where_somebody_has_changed_it() {
         fs::write(sandbox.pid_file(), changed).unwrap();
         wait_until("the text", || fs::read_to_string(sandbox.pid_file()).unwrap() == text);
     }
+    // A restart that finds it like that waits, and restarts.
+    let pid = daemon.pid();
+    fs::write(sandbox.pid_file(), "").unwrap();
+    let restart = sandbox.run(&["restart"]);
+    assert!(restart.code == 0 && daemon.pid() != pid, "{restart:?}");
     assert_eq!(sandbox.run(&["stop"]).code, 0);
     drop(daemon);
 }
