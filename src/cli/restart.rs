@@ -8,7 +8,7 @@ use rust_i18n::t;
 use super::failure::Exit;
 use super::start::{self, Arguments};
 use crate::config::Loaded;
-use crate::manager::control::{Answer, Connection, Request};
+use crate::manager::control::{Answer, Request, ask};
 use crate::manager::pid_file::{Found, look};
 use crate::manager::start::Started;
 
@@ -43,6 +43,6 @@ pub(super) fn run(arguments: &Arguments, loaded: &Loaded) -> anyhow::Result<Exit
 /// quicker.
 fn who_answers(pid_file: &Path) -> Option<u32> {
     let Ok(Found::Running(record, _)) = look(pid_file) else { return None };
-    let answer = Connection::open(&record, ANSWER_TIMEOUT).and_then(|mut service| service.ask(Request::Wait));
+    let answer = ask(&record, ANSWER_TIMEOUT, Request::Wait);
     matches!(answer, Ok(Answer::Ready { .. })).then_some(record.pid)
 }

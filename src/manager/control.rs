@@ -65,6 +65,14 @@ pub(crate) enum Answer {
     Refused { cause: String, exit: u8 },
 }
 
+/// How long it is until the pid file is looked at again, when whom it told of has left.
+pub(crate) const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
+
+/// Asks the service that the pid file tells of one thing; it may take so long to answer.
+pub(crate) fn ask(service: &Record, timeout: Duration, request: Request) -> io::Result<Answer> {
+    Connection::open(service, timeout)?.ask(request)
+}
+
 fn address(name: &str) -> io::Result<UnixAddr> {
     UnixAddr::from_abstract_name(format!("webhookctl/{name}"))
 }
@@ -133,7 +141,7 @@ impl Connection {
         Ok(Self { stream: BufReader::with_capacity(LINE_BYTES_MAX, stream) })
     }
 
-    pub(crate) fn ask(&mut self, request: Request) -> io::Result<Answer> {
+    fn ask(&mut self, request: Request) -> io::Result<Answer> {
         self.send(request)?;
         let mut answer = String::new();
         io::Read::take(&mut self.stream, LINE_BYTES_MAX as u64).read_line(&mut answer).map_err(timed_out)?;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::control::line;
 use super::process::is_readable;
 
 /// How much of what is no word is kept, in bytes.
@@ -32,9 +33,7 @@ pub(crate) enum Word {
 
 impl Word {
     pub(super) fn say(&self, pipe: &mut impl Write) -> io::Result<()> {
-        let mut line = serde_json::to_vec(self)?;
-        line.push(b'\n');
-        pipe.write_all(&line)
+        pipe.write_all(&line(self))
     }
 }
 

@@ -6,14 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use rust_i18n::t;
 
-use super::control::{Answer, Connection, Request, has_gone};
+use super::control::{Answer, LOOK_AGAIN_AFTER, Request, ask, has_gone};
 use super::pid_file::{Found, Riddle, look};
 
 /// How long a reload may take; opening the log file anew waits for what is queued.
 const TIMEOUT: Duration = Duration::from_secs(15);
-
-/// How long it is until the pid file is looked at again, when whom it told of has left.
-const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// How a reload ended.
 pub(crate) enum Reloaded {
@@ -44,8 +41,7 @@ pub(crate) fn reload(pid_file: &Path) -> anyhow::Result<Reloaded> {
             Found::Nothing | Found::Left(_) | Found::LeftGarbage(_) => return Ok(Reloaded::NotRunning),
         };
         let left = deadline.saturating_duration_since(Instant::now());
-        let answer = Connection::open(&record, left).and_then(|mut service| service.ask(Request::Reload));
-        let answer = match answer {
+        let answer = match ask(&record, left, Request::Reload) {
             Err(error) if has_gone(&error) && Instant::now() < deadline => Answer::HasLeft,
             answer => answer.with_context(|| t!("manager.no_answer", pid = record.pid).into_owned())?,
         };

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use rust_i18n::t;
 
-use super::control::{Answer, Connection, Request};
+use super::control::{Answer, Request, ask};
 use super::daemon::Daemon;
 use super::log_end::LogEnd;
 use super::pid_file::{Found, Record, Riddle, look};
@@ -95,7 +95,7 @@ impl Start<'_> {
                 Found::Running(record, process) => (record, process),
             };
             let pid = record.pid;
-            let answer = Connection::open(&record, left()).and_then(|mut service| service.ask(Request::Wait));
+            let answer = ask(&record, left(), Request::Wait);
             match (answer, record.listen) {
                 (Ok(Answer::Ready { listen }), _) => return Ok(Started::Already { pid, listen }),
                 // It has no socket to be asked over.

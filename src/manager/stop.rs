@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rust_i18n::t;
 
-use super::control::{Answer, Connection, Request};
+use super::control::{Answer, Request, ask};
 use super::pid_file::{Found, Record, Riddle, look};
 use super::process::Process;
 
@@ -96,8 +96,7 @@ fn was_not_running(found: Found) -> Stopped {
 /// Has it end by SIGTERM, once: a second one would be taken for impatience, and cut what is under way. So it is asked to send
 /// the signal to itself, if nobody has yet; one that does not answer gets it from here.
 fn end(service: &Record, process: &Process) -> anyhow::Result<()> {
-    let answer = Connection::open(service, ANSWER_TIMEOUT).and_then(|mut service| service.ask(Request::End));
-    if !matches!(answer, Ok(Answer::Ending)) {
+    if !matches!(ask(service, ANSWER_TIMEOUT, Request::End), Ok(Answer::Ending)) {
         process.terminate().with_context(|| t!("manager.not_allowed", pid = service.pid).into_owned())?;
     }
     Ok(())

@@ -165,10 +165,7 @@ impl Host {
         loop {
             match signals.next().await {
                 // Beside: a file system that hangs must not make us deaf.
-                Told::Reload => drop(tokio::spawn({
-                    let host = Arc::clone(&self);
-                    async move { host.reload().await }
-                })),
+                Told::Reload => self.reload_beside(),
                 Told::End(_) if is_ending => {
                     // At once: a terminal that is stuck must not be waited for, so this may be lost.
                     log::warn!("{}", t!("log.second_signal"));
@@ -183,6 +180,12 @@ impl Host {
                 }
             }
         }
+    }
+
+    /// [`Host::reload`], while others go on; what comes of it is logged.
+    pub(super) fn reload_beside(self: &Arc<Self>) {
+        let host = Arc::clone(self);
+        tokio::spawn(async move { host.reload().await });
     }
 
     /// Reads the configuration again and opens the log file anew. The keys that take a restart, or why everything is as it was.

@@ -267,10 +267,7 @@ async fn succeed(
     predecessor.dismiss().await;
     host.is_ready();
     // What has been changed since we read it, by a reload or a rotation that only the other process heard of.
-    tokio::spawn({
-        let host = Arc::clone(host);
-        async move { host.reload().await }
-    });
+    host.reload_beside();
     let (pid, patience) = (predecessor.pid(), Duration::from_secs(stop_timeout_s.into()));
     let host = Arc::clone(host);
     let end = tokio::spawn(async move {

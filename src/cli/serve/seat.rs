@@ -2,8 +2,8 @@
 //!
 //! While a service hands over, two processes have both. The new one decides: it is the service as soon as it has written itself
 //! into the pid file, and everything that can fail comes before that. The old one lets go when it hears of it
-//! ([`Request::Leave`]), or goes on if the other one goes away first. An old one that is told to stop meanwhile leaves
-//! the pid file as it is: by then it may not be its own any more.
+//! ([`Request::Leave`]), or goes on if the other one goes away first. An old one that is told to stop meanwhile tells the new
+//! one, which ends, too.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::task::{block_in_place, spawn_blocking};
 
 use crate::config::{Config, ConfigError};
-use crate::manager::control::{self, Answer, Connection, Request};
+use crate::manager::control::{self, Answer, Connection, LOOK_AGAIN_AFTER, Request};
 use crate::manager::pid_file::{Found, LockError, PidFile, Record, look};
 use crate::manager::port;
 use crate::manager::process::{Process, start_time};
@@ -29,9 +29,6 @@ use crate::server::Phase;
 
 /// How many connections wait to be accepted; the system may allow fewer.
 const BACKLOG: u32 = 4096;
-
-/// How long it is until the pid file is looked at again, when whom it told of has left.
-const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// This process's seat.
 pub(super) struct Seat {
@@ -237,10 +234,11 @@ impl Seat {
     pub(super) fn restore(&mut self) -> anyhow::Result<bool> {
         let Some(held) = &self.held else { return Ok(false) };
         let record = self.record(Some(self.listen));
-        if held.is_shared || (held.lock.is_at(&self.pid_file) && held.lock.says(&record)) {
+        let is_there = held.lock.is_at(&self.pid_file);
+        if held.is_shared || (is_there && held.lock.says(&record)) {
             return Ok(false);
         }
-        if held.lock.is_at(&self.pid_file) {
+        if is_there {
             return self.sign(Some(self.listen)).map(|()| true);
         }
         let mut lock = PidFile::lock(&self.pid_file)?;
