@@ -13,7 +13,7 @@ use super::{
     AddressList, Config, Database, DatabaseUrl, Environment, Finding, Language, Log, LogLevel, Merchant, OrdersConfig,
     Package, Proof, Protocol, ServiceConfig, Telegram, file,
 };
-use crate::epay::{self, Credentials, PlatformKey};
+use crate::epay::{self, Credentials, PlatformKey, PrivateKey};
 use crate::money::{Amount, AmountError};
 use crate::secret::{MASK, Secret};
 use crate::settlement::LatePolicy;
@@ -230,10 +230,14 @@ impl Check<'_> {
                 if v1_keys.into_iter().any(Option::is_some) {
                     return self.error(&key("key"), t!("config.v2_with_v1_key"));
                 }
-                if let Some(file) = written.private_key_file {
-                    self.read_file(&key("private_key_file"), &file)?;
+                let private_key = match written.private_key_file {
+                    Some(file) => Some(self.private_key(&key("private_key_file"), &file)?),
+                    None => None,
+                };
+                Credentials::V2 {
+                    platform_key: self.platform_key(&key, written.platform_public_key_file)?,
+                    private_key,
                 }
-                Credentials::V2 { platform_key: self.platform_key(&key, written.platform_public_key_file)? }
             }
         };
         let allow_ips = self.addresses(&key("allow_ips"), &written.allow_ips);
@@ -269,6 +273,14 @@ impl Check<'_> {
         match PlatformKey::parse(&text) {
             Ok(platform_key) => Some(platform_key),
             Err(_) => self.error(&name, t!("config.bad_platform_key", path = self.path(&file).display())),
+        }
+    }
+
+    fn private_key(&mut self, key: &str, file: &str) -> Option<PrivateKey> {
+        let text = self.read_file(key, file)?;
+        match PrivateKey::parse(&text) {
+            Ok(private_key) => Some(private_key),
+            Err(_) => self.error(key, t!("config.bad_private_key", path = self.path(file).display())),
         }
     }
 

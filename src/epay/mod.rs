@@ -11,6 +11,6 @@ mod text;
 
 pub(crate) use form::{Form, encode, glimpse};
 pub(crate) use notification::{Credentials, Notification, Unverified, VerifyError};
-pub(crate) use rsa::PlatformKey;
+pub(crate) use rsa::{PlatformKey, PrivateKey};
 pub(crate) use sign::sign_md5;
 pub(crate) use text::{forbidden_char, unescape};

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::form::{Form, Malformed};
-use super::rsa::PlatformKey;
+use super::rsa::{PlatformKey, PrivateKey};
 use super::sign::verify_md5;
 use crate::clock::Timestamp;
 use crate::money::Amount;
@@ -29,6 +29,9 @@ pub enum Credentials {
         /// The gateway's public key.
         #[serde(skip)]
         platform_key: PlatformKey,
+        /// Our private key, with which we sign what we ask of the gateway; without it nothing can be asked.
+        #[serde(skip)]
+        private_key: Option<PrivateKey>,
     },
 }
 
@@ -103,7 +106,9 @@ impl<'a> Unverified<'a> {
         let by_previous_key = match credentials {
             Credentials::V1 { key, .. } if is_md5 && verify_md5(&self.form, key, sign) => false,
             Credentials::V1 { key_previous: Some(key), .. } if is_md5 && verify_md5(&self.form, key, sign) => true,
-            Credentials::V2 { platform_key } if sign_type == "RSA" && platform_key.verify(&self.form, sign) => false,
+            Credentials::V2 { platform_key, .. } if sign_type == "RSA" && platform_key.verify(&self.form, sign) => {
+                false
+            }
             _ => return Err(VerifyError::BadSignature),
         };
         if matches!(credentials, Credentials::V2 { .. }) && !self.is_fresh(now) {
