@@ -20,6 +20,7 @@
 mod clock;
 mod config;
 mod epay;
+mod language;
 mod logging;
 mod manager;
 mod money;

@@ -23,7 +23,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use rust_i18n::t;
 
-use crate::config::{ConfigError, Document, Language, process_environment};
+use crate::config::{ConfigError, Document, process_environment};
+use crate::language::Language;
 use failure::Exit;
 
 const FILE_HELP: &str = "The configuration file [default: $WEBHOOKCTL_CONFIG, else ./webhookctl.toml if it is there]";

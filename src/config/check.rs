@@ -10,10 +10,11 @@ use ipnet::IpNet;
 use rust_i18n::t;
 
 use super::{
-    AddressList, Config, Database, DatabaseUrl, Environment, Finding, Language, Log, LogLevel, Merchant, OrdersConfig,
-    Package, Proof, Protocol, ServiceConfig, Telegram, file,
+    AddressList, Config, Database, DatabaseUrl, Environment, Finding, Log, LogLevel, Merchant, OrdersConfig, Package,
+    PayPage, Proof, Protocol, ServiceConfig, Telegram, file,
 };
 use crate::epay::{self, Credentials, PlatformKey, PrivateKey};
+use crate::language::Language;
 use crate::money::{Amount, AmountError};
 use crate::secret::{MASK, Secret};
 use crate::settlement::LatePolicy;
@@ -41,19 +42,23 @@ pub(super) fn resolve(
 }
 
 /// Collects findings; a method that returns `None` has added one.
-struct Check<'a> {
+pub(super) struct Check<'a> {
     directory: &'a Path,
     errors: Vec<Finding>,
     warnings: Vec<Finding>,
 }
 
 impl Check<'_> {
-    fn error<T>(&mut self, key: &str, text: impl Into<String>) -> Option<T> {
+    pub(super) fn error<T>(&mut self, key: &str, text: impl Into<String>) -> Option<T> {
         self.errors.push(Finding { key: key.to_owned(), text: text.into() });
         None
     }
 
-    fn warn(&mut self, key: &str, text: impl Into<String>) {
+    pub(super) fn has_error_about(&self, key: &str) -> bool {
+        self.errors.iter().any(|error| error.key.starts_with(key))
+    }
+
+    pub(super) fn warn(&mut self, key: &str, text: impl Into<String>) {
         self.warnings.push(Finding { key: key.to_owned(), text: text.into() });
     }
 
@@ -86,7 +91,10 @@ impl Check<'_> {
         let merchants = self.merchants(written.merchant);
         let packages = self.packages(written.package);
         let late = self.one_of("orders.late", &written.orders.late, LatePolicy::from_name, LatePolicy::known);
+        let reconcile = self.reconcile(written.reconcile);
         let telegram = self.telegram(written.telegram);
+        let api = self.api(written.api);
+        let events = self.events(written.events);
         Some(Config {
             listen: listen?,
             language: language?,
@@ -101,11 +109,14 @@ impl Check<'_> {
             merchants,
             packages,
             orders: OrdersConfig { expire_after_s: written.orders.expire_after_s, late: late? },
-            telegram,
+            reconcile,
+            telegram: telegram?,
+            api,
+            events,
         })
     }
 
-    fn path(&self, written: &str) -> PathBuf {
+    pub(super) fn path(&self, written: &str) -> PathBuf {
         self.directory.join(written)
     }
 
@@ -147,7 +158,7 @@ impl Check<'_> {
     }
 
     /// A secret from its key or the file that its `…_file` key names; `None` without a finding where neither is there.
-    fn secret(&mut self, key: &str, inline: Option<String>, file: Option<String>) -> Option<Secret> {
+    pub(super) fn secret(&mut self, key: &str, inline: Option<String>, file: Option<String>) -> Option<Secret> {
         let file_key = format!("{key}_file");
         match (inline, file) {
             (Some(_), Some(_)) => self.error(key, t!("config.secret_twice", key = key, file_key = file_key)),
@@ -241,27 +252,55 @@ impl Check<'_> {
             }
         };
         let allow_ips = self.addresses(&key("allow_ips"), &written.allow_ips);
+        let gateway_url = self.url(&key("gateway_url"), written.gateway_url, true);
+        let notify_url = self.url(&key("notify_url"), written.notify_url, false);
+        let return_url = self.url(&key("return_url"), written.return_url, false);
+        let can_ask = gateway_url.is_some() && !matches!(&credentials, Credentials::V2 { private_key: None, .. });
+        let proof = self.proof(&key("proof"), &written.proof, can_ask)?;
+        let query_above = match written.query_above {
+            Some(amount) => self.query_above(&key("query_above"), &amount, proof),
+            None => None,
+        };
+        if can_ask && (notify_url.is_none() || return_url.is_none()) {
+            self.warn(&key("notify_url"), t!("config.no_notify_url"));
+        }
+        let pay_page = self.one_of(&key("pay_page"), &written.pay_page, PayPage::from_name, PayPage::known)?;
+        if pay_page == PayPage::Link && protocol == Protocol::V2 {
+            return self.error(&key("pay_page"), t!("config.pay_link_v2"));
+        }
         Some(Merchant {
             protocol,
             credentials,
             platform_public_key_file,
             private_key_file,
-            gateway_url: self.url(&key("gateway_url"), written.gateway_url, true),
-            notify_url: self.url(&key("notify_url"), written.notify_url, false),
-            return_url: self.url(&key("return_url"), written.return_url, false),
-            proof: self.proof(&key("proof"), &written.proof)?,
+            gateway_url,
+            notify_url,
+            return_url,
+            pay_page,
+            proof,
+            query_above,
             allow_ips,
             sandbox: written.sandbox,
             pid,
         })
     }
 
-    fn proof(&mut self, key: &str, written: &str) -> Option<Proof> {
-        // Known words of the contract: taking them for less than they say would be worse than refusing them.
-        if matches!(written, "signature+query" | "query") {
-            return self.error(key, t!("config.proof_unsupported", value = written));
+    fn proof(&mut self, key: &str, written: &str, can_ask: bool) -> Option<Proof> {
+        let proof = self.one_of(key, written, Proof::from_name, Proof::known)?;
+        if proof != Proof::Signature && !can_ask {
+            return self.error(key, t!("config.proof_without_gateway", value = written));
         }
-        self.one_of(key, written, Proof::from_name, Proof::known)
+        Some(proof)
+    }
+
+    fn query_above(&mut self, key: &str, written: &str, proof: Proof) -> Option<Amount> {
+        if proof != Proof::SignatureAndQuery {
+            self.warn(key, t!("config.query_above_unused"));
+        }
+        match Amount::parse_price(written) {
+            Ok(amount) => Some(amount),
+            Err(_) => self.error(key, t!("config.bad_price", value = written)),
+        }
     }
 
     fn platform_key(&mut self, key: &dyn Fn(&str) -> String, file: Option<String>) -> Option<PlatformKey> {
@@ -284,7 +323,7 @@ impl Check<'_> {
         }
     }
 
-    fn url(&mut self, key: &str, written: Option<String>, with_query: bool) -> Option<String> {
+    pub(super) fn url(&mut self, key: &str, written: Option<String>, with_query: bool) -> Option<String> {
         let written = written?;
         let parsed: Option<Uri> = written.parse().ok();
         let is_http = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
@@ -330,13 +369,20 @@ impl Check<'_> {
         Some(Package { name: written.name, price, credits: written.credits, id })
     }
 
-    fn telegram(&mut self, written: file::Telegram) -> Telegram {
-        Telegram {
-            bot_username: written.bot_username,
+    fn telegram(&mut self, written: file::Telegram) -> Option<Telegram> {
+        let user_char = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+        let bot_username = written.bot_username.strip_prefix('@').unwrap_or(&written.bot_username).to_owned();
+        if !bot_username.bytes().all(user_char) {
+            self.error::<()>("telegram.bot_username", t!("config.bad_bot_username", value = bot_username));
+        }
+        let texts = self.texts(written.texts);
+        Some(Telegram {
+            bot_username,
             token: self.secret("telegram.token", written.token, written.token_file),
             api_base: self.url("telegram.api_base", Some(written.api_base), false).unwrap_or_default(),
             admin_chat_id: written.admin_chat_id,
-        }
+            texts: texts?,
+        })
     }
 
     /// The variables that configured the older service, for a file that names no merchant.
@@ -369,7 +415,9 @@ impl Check<'_> {
             gateway_url: page.map(|page| base_of(&page).to_owned()),
             notify_url: environment("PAYMENT_NOTIFY_URL"),
             return_url: environment("PAYMENT_RETURN_URL"),
+            pay_page: PayPage::Api.name().into(),
             proof: Proof::Signature.name().into(),
+            query_above: None,
             allow_ips: Vec::new(),
             sandbox: false,
         });
@@ -456,6 +504,19 @@ mod tests {
             ("[[merchant]]\npid = \"\"\nkey = \"k\"", "merchant.pid"),
             (&format!("{MERCHANT}{MERCHANT}"), "merchant.pid"),
             (&format!("{MERCHANT}proof = \"query\""), "merchant[1002].proof"),
+            (&format!("{MERCHANT}proof = \"trust\""), "merchant[1002].proof"),
+            (&format!("{MERCHANT}pay_page = \"qr\""), "merchant[1002].pay_page"),
+            (&format!("{MERCHANT}query_above = \"1,5\""), "merchant[1002].query_above"),
+            ("[reconcile]\nschedule_s = [60, 15]", "reconcile.schedule_s"),
+            ("[reconcile]\nper_minute = 0", "reconcile.per_minute"),
+            ("[telegram.texts.en]\nsettled = \"{kredits}\"", "telegram.texts.en.settled"),
+            ("[telegram.texts.zh]\nreview = \"\"", "telegram.texts.zh.review"),
+            ("[telegram]\nbot_username = \"https://t.me/x\"", "telegram.bot_username"),
+            ("[api]\nlisten = \"127.0.0.1:5003\"", "api.token_file"),
+            ("[api]\nlisten = \"here\"\ntoken = \"t\"", "api.listen"),
+            ("[api]\nlisten = \"127.0.0.1:5003\"\ntoken_file = \"none\"", "api.token_file"),
+            ("[events]\nurl = \"http://127.0.0.1/\"", "events.secret_file"),
+            ("[events]\nurl = \"http://127.0.0.1/\"\nsecret = \"whsec_x\"", "events.secret"),
             (&format!("{MERCHANT}protocol = \"v3\""), "merchant[1002].protocol"),
             (&format!("{MERCHANT}protocol = \"v2\""), "merchant[1002].key"),
             ("[[merchant]]\npid = \"1\"\nprotocol = \"v2\"", "merchant[1].platform_public_key_file"),

@@ -29,6 +29,15 @@ impl Current {
         keep(&mut waiting, "database.url", &old.database.url, &mut new.database.url);
         keep(&mut waiting, "log.console", &old.log.console, &mut new.log.console);
         keep(&mut waiting, "service.pid_file", &old.service.pid_file, &mut new.service.pid_file);
+        // Where the local API listens was settled as well; its token can change, and it cannot come and go.
+        match (&old.api, &mut new.api) {
+            (Some(old), Some(new)) => keep(&mut waiting, "api.listen", &old.listen, &mut new.listen),
+            (None, None) => {}
+            (old, new) => {
+                new.clone_from(old);
+                waiting.push("api.listen");
+            }
+        }
         self.0.store(Arc::new(new));
         waiting
     }

@@ -6,7 +6,8 @@ use rust_i18n::t;
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{Essentials, Finding, Language};
+use super::{Essentials, Finding};
+use crate::language::Language;
 
 /// How many broken lines are looked past: a file with more of them is none of ours.
 const BROKEN_LINES_MAX: usize = 100;
@@ -23,7 +24,10 @@ pub(super) struct File {
     pub(super) merchant: Vec<Merchant>,
     pub(super) package: Vec<Package>,
     pub(super) orders: Orders,
+    pub(super) reconcile: Reconcile,
     pub(super) telegram: Telegram,
+    pub(super) api: Api,
+    pub(super) events: Events,
 }
 
 impl Default for File {
@@ -38,7 +42,10 @@ impl Default for File {
             merchant: Vec::new(),
             package: Vec::new(),
             orders: Orders::default(),
+            reconcile: Reconcile::default(),
             telegram: Telegram::default(),
+            api: Api::default(),
+            events: Events::default(),
         }
     }
 }
@@ -98,8 +105,11 @@ pub(super) struct Merchant {
     pub(super) gateway_url: Option<String>,
     pub(super) notify_url: Option<String>,
     pub(super) return_url: Option<String>,
+    #[serde(default = "pay_page")]
+    pub(super) pay_page: String,
     #[serde(default = "signature")]
     pub(super) proof: String,
+    pub(super) query_above: Option<String>,
     #[serde(default)]
     pub(super) allow_ips: Vec<String>,
     #[serde(default)]
@@ -108,6 +118,10 @@ pub(super) struct Merchant {
 
 fn v1() -> String {
     "v1".into()
+}
+
+fn pay_page() -> String {
+    "api".into()
 }
 
 fn signature() -> String {
@@ -138,12 +152,58 @@ impl Default for Orders {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct Reconcile {
+    pub(super) schedule_s: Vec<u32>,
+    pub(super) concurrency: u32,
+    pub(super) per_minute: u32,
+}
+
+impl Default for Reconcile {
+    fn default() -> Self {
+        Self { schedule_s: vec![15, 60, 300, 1200, 3600, 21_600, 86_400], concurrency: 4, per_minute: 120 }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Api {
+    pub(super) listen: Option<String>,
+    pub(super) token: Option<String>,
+    pub(super) token_file: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Events {
+    pub(super) url: Option<String>,
+    pub(super) secret: Option<String>,
+    pub(super) secret_file: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Texts {
+    pub(super) zh: LanguageTexts,
+    pub(super) en: LanguageTexts,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LanguageTexts {
+    pub(super) settled: Option<String>,
+    pub(super) review: Option<String>,
+    pub(super) refunded: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct Telegram {
     pub(super) bot_username: String,
     pub(super) token: Option<String>,
     pub(super) token_file: Option<String>,
     pub(super) api_base: String,
     pub(super) admin_chat_id: i64,
+    pub(super) texts: Texts,
 }
 
 impl Default for Telegram {
@@ -154,6 +214,7 @@ impl Default for Telegram {
             token_file: None,
             api_base: "https://api.telegram.org".into(),
             admin_chat_id: 0,
+            texts: Texts::default(),
         }
     }
 }

@@ -6,9 +6,11 @@
 mod check;
 mod current;
 mod file;
+mod outward;
 
 pub(crate) use check::{CREDITS_MAX, faults_of_gateway_text};
 pub(crate) use current::Current;
+pub(crate) use outward::{Api, ApiListen, Events, LanguageTexts, Reconcile, Template, Texts};
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +21,7 @@ use rust_i18n::t;
 use serde::Serialize;
 
 use crate::epay::Credentials;
+use crate::language::Language;
 use crate::money::Amount;
 use crate::named::named_enum;
 use crate::secret::Secret;
@@ -54,25 +57,16 @@ pub struct Config {
     pub packages: Vec<Package>,
     /// How orders expire.
     pub orders: OrdersConfig,
+    /// How gateways are asked about unpaid orders.
+    pub reconcile: Reconcile,
     /// How buyers and the operator are told.
     pub telegram: Telegram,
-}
-
-named_enum! {
-    /// A language that there are texts in.
-    Language {
-        /// Chinese.
-        Chinese = "zh",
-        /// English.
-        English = "en",
-    }
-}
-
-impl Language {
-    /// Makes this the language of all texts of this process: there is one for all services in it.
-    pub fn activate(self) {
-        rust_i18n::set_locale(self.name());
-    }
+    /// The local HTTP API for the bot, where there is to be one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api: Option<Api>,
+    /// Where the bot hears of orders, if it wants to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub events: Option<Events>,
 }
 
 /// Addresses and networks, such as `127.0.0.1` or `10.0.0.0/8`.
@@ -187,8 +181,13 @@ pub struct Merchant {
     /// Our public URL for returning buyers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub return_url: Option<String>,
+    /// How a payment page is made.
+    pub pay_page: PayPage,
     /// What proves a payment.
     pub proof: Proof,
+    /// With `signature+query`: up to this amount the signature is enough.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub query_above: Option<Amount>,
     /// Where its notifications may come from; empty for anywhere.
     pub allow_ips: AddressList,
     /// Whether `trigger` may pay its orders.
@@ -210,6 +209,20 @@ named_enum! {
     Proof {
         /// The notification's signature.
         Signature = "signature",
+        /// The notification's signature, and the gateway's own answer to our question.
+        SignatureAndQuery = "signature+query",
+        /// The gateway's own answer to our question: a notification only causes it.
+        Query = "query",
+    }
+}
+
+named_enum! {
+    /// How a payment page is made.
+    PayPage {
+        /// The gateway is asked for one; V1 falls back on a link where it cannot be had.
+        Api = "api",
+        /// V1: a signed link to the gateway's page, for which nobody has to be asked.
+        Link = "link",
     }
 }
 
@@ -247,6 +260,8 @@ pub struct Telegram {
     pub api_base: String,
     /// Who hears of reviews and trouble; 0 for nobody.
     pub admin_chat_id: i64,
+    /// What buyers are told.
+    pub texts: Texts,
 }
 
 impl Config {

@@ -1,0 +1,47 @@
+//! The languages that there are texts in.
+
+use crate::named::named_enum;
+
+named_enum! {
+    /// A language that there are texts in.
+    Language {
+        /// Chinese.
+        Chinese = "zh",
+        /// English.
+        English = "en",
+    }
+}
+
+impl Language {
+    /// Makes this the language of all texts of this process: there is one for all services in it.
+    pub(crate) fn activate(self) {
+        rust_i18n::set_locale(self.name());
+    }
+
+    /// The language of a tag such as Telegram's `language_code` or one from `Accept-Language`: `zh-hans`, `en_GB`; `None` for
+    /// languages that there are no texts in.
+    pub fn of_tag(tag: &str) -> Option<Self> {
+        let primary = tag.split(['-', '_']).next().unwrap_or_default();
+        Self::ALL.iter().copied().find(|language| primary.eq_ignore_ascii_case(language.name()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_is_known_by_its_first_part() {
+        for (tag, language) in [
+            ("zh", Some(Language::Chinese)),
+            ("zh-hans", Some(Language::Chinese)),
+            ("EN_gb", Some(Language::English)),
+            ("en", Some(Language::English)),
+            ("eng", None),
+            ("de", None),
+            ("", None),
+        ] {
+            assert_eq!(Language::of_tag(tag), language, "{tag:?}");
+        }
+    }
+}
