@@ -83,6 +83,27 @@ named_enum! {
     }
 }
 
+named_enum! {
+    /// What a payment page is.
+    PayKind {
+        /// A page to open in a browser.
+        Url = "url",
+        /// The content of a QR code for the payment app.
+        QrCode = "qrcode",
+        /// A link that opens the payment app.
+        UrlScheme = "urlscheme",
+    }
+}
+
+/// Where the buyer of an order pays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PayPage {
+    /// What it is.
+    pub kind: PayKind,
+    /// The link, or the content of the QR code.
+    pub url: String,
+}
+
 /// What is needed to create an order.
 #[derive(Clone, Debug)]
 pub struct NewOrder {
@@ -115,6 +136,8 @@ pub struct NewOrder {
 pub struct Order {
     /// What it was created with.
     pub terms: NewOrder,
+    /// Where it can be paid, once that is known.
+    pub pay_page: Option<PayPage>,
     /// Its status as stored: never [`OrderStatus::Expired`], see [`Order::status`].
     pub stored_status: OrderStatus,
     /// The gateway's number of the payment that settled it.
@@ -144,7 +167,7 @@ impl Order {
             order_no: &self.terms.order_no,
             package: self.terms.package.as_deref(),
             paid_at: self.paid_at,
-            pay_url: None,
+            pay_url: self.pay_page.as_ref().map(|page| page.url.as_str()),
             settled_by: self.settled_by,
             status: self.status(now),
             telegram_id: self.terms.telegram_id,
@@ -165,7 +188,7 @@ pub struct OrderView<'a> {
     pub order_no: &'a OrderNo,
     pub package: Option<&'a str>,
     pub paid_at: Option<Timestamp>,
-    /// Where the buyer pays; none as long as no gateway is asked for a payment page.
+    /// Where the buyer pays; none where no gateway gave a payment page.
     pub pay_url: Option<&'a str>,
     pub settled_by: Option<SettledBy>,
     pub status: OrderStatus,

@@ -33,6 +33,8 @@ named_enum! {
         AmountMismatch = "amount_mismatch",
         /// A person has to look at the order first.
         Held = "held",
+        /// Vouched for, and the gateway itself has yet to say that it was paid.
+        Unconfirmed = "unconfirmed",
         /// The order is paid now, and the credits are given.
         Settled = "settled",
         /// Too much is waiting to be written.
@@ -89,6 +91,16 @@ named_enum! {
     }
 }
 
+/// What the operator's rules say about a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// What happens to money that comes late.
+    pub late: LatePolicy,
+    /// Whether the claim is proof enough to give credits. Where the merchant wants the gateway's own word and it is not
+    /// there yet, it is not.
+    pub is_proof: bool,
+}
+
 /// What has to be written about the order, in the same transaction as the receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
@@ -98,6 +110,8 @@ pub(crate) enum Effect {
     Settle,
     /// The order goes into review, with a message.
     Review,
+    /// The gateway is to be asked about the order soon.
+    Ask,
 }
 
 /// A decision: its name, and what it changes.
@@ -117,7 +131,7 @@ pub(crate) fn decide(
     claim: &Claim,
     order: Option<&Order>,
     settled_by_trade: Option<&OrderNo>,
-    late: LatePolicy,
+    policy: Policy,
     now: Timestamp,
 ) -> Decision {
     let no_effect = |outcome| Decision { outcome, effect: Effect::None };
@@ -150,10 +164,14 @@ pub(crate) fn decide(
     }
     let payable = match status {
         OrderStatus::Pending => true,
-        OrderStatus::Expired => late == LatePolicy::Credit,
+        OrderStatus::Expired => policy.late == LatePolicy::Credit,
         OrderStatus::Review | OrderStatus::Cancelled | OrderStatus::Paid | OrderStatus::Refunded => false,
     };
-    if payable { Decision { outcome: Outcome::Settled, effect: Effect::Settle } } else { review(Outcome::Held) }
+    match (payable, policy.is_proof) {
+        (false, _) => review(Outcome::Held),
+        (true, false) => Decision { outcome: Outcome::Unconfirmed, effect: Effect::Ask },
+        (true, true) => Decision { outcome: Outcome::Settled, effect: Effect::Settle },
+    }
 }
 
 /// Whether a `param` came back that is not the one that was sent, HTML-escaped or not.
@@ -187,6 +205,7 @@ mod tests {
                 created_at: Timestamp::from_ms(CREATED),
                 expires_at: Timestamp::from_ms(EXPIRES),
             },
+            pay_page: None,
             stored_status: status,
             trade_no: trade_no.map(str::to_owned),
             settled_by: settled.then_some(SettledBy::Notify),
@@ -211,6 +230,7 @@ mod tests {
         claim: Claim,
         trade_settled: Option<&'static str>,
         late: LatePolicy,
+        is_proof: bool,
         now: i64,
     }
 
@@ -223,6 +243,7 @@ mod tests {
                 claim: claim(),
                 trade_settled: trade_no.map(|_| "ORDER1"),
                 late: LatePolicy::Credit,
+                is_proof: true,
                 now: CREATED,
             }
         }
@@ -236,7 +257,8 @@ mod tests {
         fn is(self, outcome: Outcome, effect: Effect) {
             let trade_settled: Option<OrderNo> = self.trade_settled.map(|no| no.parse().unwrap());
             let now = Timestamp::from_ms(self.now);
-            let decision = decide(&self.claim, self.order.as_ref(), trade_settled.as_ref(), self.late, now);
+            let policy = Policy { late: self.late, is_proof: self.is_proof };
+            let decision = decide(&self.claim, self.order.as_ref(), trade_settled.as_ref(), policy, now);
             assert_eq!(decision, Decision { outcome, effect }, "{}", self.when);
         }
     }
@@ -303,6 +325,24 @@ mod tests {
         Case::of("no order, and not paid", Pending)
             .with(|c| (c.order, c.claim.paid) = (None, false))
             .is(Outcome::NotPaid, Nothing);
+    }
+
+    #[test]
+    fn what_is_no_proof_yet_never_settles_and_changes_no_other_outcome() {
+        use OrderStatus::{Cancelled, Paid, Pending, Refunded, Review};
+        let unproved = |c: &mut Case| c.is_proof = false;
+
+        Case::of("payable", Pending).with(unproved).is(Outcome::Unconfirmed, Effect::Ask);
+        Case::of("late", Pending).with(|c| c.now = EXPIRES).with(unproved).is(Outcome::Unconfirmed, Effect::Ask);
+        Case::of("late, reviewed", Pending)
+            .with(|c| (c.now, c.late) = (EXPIRES, LatePolicy::Review))
+            .with(unproved)
+            .is(Outcome::Held, Effect::Review);
+        Case::of("other money", Pending).with(other_amount).with(unproved).is(Outcome::AmountMismatch, Effect::Review);
+        Case::of("in review", Review).with(unproved).is(Outcome::Held, Effect::None);
+        Case::of("cancelled", Cancelled).with(unproved).is(Outcome::Held, Effect::Review);
+        Case::of("paid", Paid).with(unproved).is(Outcome::Duplicate, Effect::None);
+        Case::of("refunded", Refunded).with(unproved).is(Outcome::Duplicate, Effect::None);
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Demo {
 
     async fn create_order(&self, config: &Config) -> anyhow::Result<Order> {
         let order = new_order(Create::of_package(TELEGRAM_ID, PACKAGE), config, Timestamp::now())?;
-        Ok(self.store.create_order(order).await?)
+        Ok(self.store.create_order(order).await?.order)
     }
 
     fn callback(order: &Order, key: &Secret) -> Callback {

@@ -98,7 +98,7 @@ async fn create(arguments: Create, config: &Config) -> anyhow::Result<Exit> {
     let json = arguments.json;
     let order = new_order(arguments, config, Timestamp::now())?;
     let store = Store::open(&config.database.url).await?;
-    let order = store.create_order(order).await?;
+    let order = store.create_order(order).await?.order;
     store.close().await?;
     show(&order, json)
 }

@@ -11,7 +11,7 @@ use rust_i18n::t;
 
 use super::{
     AddressList, Config, Database, DatabaseUrl, Environment, Finding, Log, LogLevel, Merchant, OrdersConfig, Package,
-    PayPage, Proof, Protocol, ServiceConfig, Telegram, file,
+    PayPageSource, Proof, Protocol, ServiceConfig, Telegram, file,
 };
 use crate::epay::{self, Credentials, PlatformKey, PrivateKey};
 use crate::language::Language;
@@ -264,8 +264,9 @@ impl Check<'_> {
         if can_ask && (notify_url.is_none() || return_url.is_none()) {
             self.warn(&key("notify_url"), t!("config.no_notify_url"));
         }
-        let pay_page = self.one_of(&key("pay_page"), &written.pay_page, PayPage::from_name, PayPage::known)?;
-        if pay_page == PayPage::Link && protocol == Protocol::V2 {
+        let pay_page =
+            self.one_of(&key("pay_page"), &written.pay_page, PayPageSource::from_name, PayPageSource::known)?;
+        if pay_page == PayPageSource::Link && protocol == Protocol::V2 {
             return self.error(&key("pay_page"), t!("config.pay_link_v2"));
         }
         Some(Merchant {
@@ -415,7 +416,7 @@ impl Check<'_> {
             gateway_url: page.map(|page| base_of(&page).to_owned()),
             notify_url: environment("PAYMENT_NOTIFY_URL"),
             return_url: environment("PAYMENT_RETURN_URL"),
-            pay_page: PayPage::Api.name().into(),
+            pay_page: PayPageSource::Api.name().into(),
             proof: Proof::Signature.name().into(),
             query_above: None,
             allow_ips: Vec::new(),

@@ -182,7 +182,7 @@ pub struct Merchant {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub return_url: Option<String>,
     /// How a payment page is made.
-    pub pay_page: PayPage,
+    pub pay_page: PayPageSource,
     /// What proves a payment.
     pub proof: Proof,
     /// With `signature+query`: up to this amount the signature is enough.
@@ -218,7 +218,7 @@ named_enum! {
 
 named_enum! {
     /// How a payment page is made.
-    PayPage {
+    PayPageSource {
         /// The gateway is asked for one; V1 falls back on a link where it cannot be had.
         Api = "api",
         /// V1: a signed link to the gateway's page, for which nobody has to be asked.

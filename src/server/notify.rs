@@ -15,7 +15,7 @@ use crate::clock::Timestamp;
 use crate::config::Current;
 use crate::epay::{self, Notification, Unverified, VerifyError};
 use crate::order::SettledBy;
-use crate::settlement::{Claim, Outcome};
+use crate::settlement::{Claim, Outcome, Policy};
 use crate::store::{Receipt, Rejection, Settle, Store, StoreError};
 
 pub(crate) const PATH: &str = "/payment/notify";
@@ -97,8 +97,8 @@ impl Notify {
 
     async fn settle(&self, notification: Notification, receipt: Receipt, client: IpAddr) -> Outcome {
         let claim = Claim::from(notification);
-        let late = self.config.load().orders.late;
-        let settle = Settle { claim: claim.clone(), source: SettledBy::Notify, late, receipt };
+        let policy = Policy { late: self.config.load().orders.late, is_proof: true };
+        let settle = Settle { claim: claim.clone(), source: SettledBy::Notify, policy, receipt };
         let mut settling = Box::pin({
             let (store, log) = (self.store.clone(), Arc::clone(&self.log));
             async move {

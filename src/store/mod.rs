@@ -4,8 +4,13 @@
 //! what has queued up together, and connections of their own for reading. Nothing is answered before its commit is on disk.
 //! Times and numbers come from the caller; other processes may write to the same database at the same time.
 
+mod accounts;
+mod memory;
+mod outbox;
 mod queue;
 mod read;
+mod reconciliation;
+mod refunds;
 mod schema;
 mod write;
 mod writer;
@@ -14,6 +19,7 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -24,10 +30,16 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::clock::Timestamp;
 use crate::config::DatabaseUrl;
+use crate::language::Language;
 use crate::money::Amount;
-use crate::order::{NewOrder, Order, OrderStatus, SettledBy, User};
-use crate::settlement::{Claim, LatePolicy, Outcome};
+use crate::order::{NewOrder, Order, OrderStatus, PayPage, SettledBy, User};
+use crate::settlement::{Claim, Outcome, Policy};
+pub(crate) use accounts::{Booked, Idempotency, Spend};
+pub(crate) use memory::Trouble;
+pub(crate) use outbox::{Attempt, Channel, Delivery, DeliveryFilter, DeliveryState, News};
 use queue::{PushError, Queue};
+pub(crate) use reconciliation::{Answered, Cause, Question};
+pub(crate) use refunds::{ByHand, Refund, RefundState};
 use writer::Job;
 
 /// How many jobs wait for the writer before more are refused.
@@ -73,6 +85,24 @@ pub enum StoreError {
         /// Their credits.
         credits: i64,
     },
+    /// There is no such order.
+    NoSuchOrder(String),
+    /// The order has come too far for it, or not far enough.
+    WrongStatus {
+        /// The order.
+        order_no: String,
+        /// How far it has come.
+        status: OrderStatus,
+    },
+    /// The payment has settled another order.
+    TradeReused {
+        /// The payment.
+        trade_no: String,
+        /// The order that it settled.
+        order_no: String,
+    },
+    /// A request with this key came before, and asked for something else.
+    KeyReused,
     /// The database failed.
     Failed(Arc<str>),
 }
@@ -105,6 +135,14 @@ impl fmt::Display for StoreError {
             Self::OutOfBounds { telegram_id, credits } => {
                 t!("store.out_of_bounds", user = telegram_id, credits = credits)
             }
+            Self::NoSuchOrder(order_no) => t!("cli.no_such_order", order = order_no),
+            Self::WrongStatus { order_no, status } => {
+                t!("store.wrong_status", order = order_no, status = t!(format!("status.{status}")))
+            }
+            Self::TradeReused { trade_no, order_no } => {
+                t!("store.trade_reused", trade = trade_no, order = order_no)
+            }
+            Self::KeyReused => t!("store.key_reused"),
             Self::Failed(cause) => t!("store.failed", cause = cause),
         };
         f.write_str(&text)
@@ -124,8 +162,8 @@ pub struct Settle {
     pub claim: Claim,
     /// What kind of source it is.
     pub source: SettledBy,
-    /// What happens to money that comes late.
-    pub late: LatePolicy,
+    /// What the operator's rules say about it.
+    pub policy: Policy,
     /// What is kept of it.
     pub receipt: Receipt,
 }
@@ -152,6 +190,8 @@ pub struct Settlement {
     pub credited: Option<Credited>,
     /// What the merchant's order costs, where there is one.
     pub order_amount: Option<Amount>,
+    /// Whether the order is another than before: paid, or in review.
+    pub changed_order: bool,
 }
 
 /// Credits that a user got.
@@ -178,6 +218,34 @@ pub struct Rejection {
     pub payload_bytes: usize,
 }
 
+/// An order to create, with what is known beside its terms.
+#[derive(Debug)]
+pub struct Creation {
+    /// Its terms.
+    pub order: NewOrder,
+    /// The buyer's language, where it is known.
+    pub language: Option<Language>,
+    /// When the gateway is first asked about it; never, where there is none to ask.
+    pub ask_at: Option<Timestamp>,
+    /// So that it is created once.
+    pub(crate) idempotency: Option<Idempotency>,
+}
+
+impl From<NewOrder> for Creation {
+    fn from(order: NewOrder) -> Self {
+        Self { order, language: None, ask_at: None, idempotency: None }
+    }
+}
+
+/// An order that was created, now or by an earlier request with the same key.
+#[derive(Debug)]
+pub struct Created {
+    /// The order as it is now.
+    pub order: Order,
+    /// Whether it had been created before.
+    pub repeated: bool,
+}
+
 /// Credits from a person's hand, or taken away where negative.
 #[derive(Clone, Debug)]
 pub struct Grant {
@@ -198,7 +266,7 @@ pub struct LedgerEntry {
     pub created_at: Timestamp,
     /// The change.
     pub credits: i64,
-    /// `order` or `grant`.
+    /// `order`, `refund`, `grant` or `spend`.
     pub kind: String,
     /// The order that was paid.
     pub order_no: Option<String>,
@@ -230,6 +298,9 @@ struct Shared {
     writer: Mutex<Option<JoinHandle<()>>>,
     writer_alive: watch::Receiver<()>,
     readers: Readers,
+    /// Whether the outbox is for the bot as well.
+    tells_bot: AtomicBool,
+    outbox_growth: watch::Sender<()>,
 }
 
 impl Store {
@@ -260,13 +331,25 @@ impl Store {
             .map_err(|error| StoreError::Failed(error.to_string().into()))?;
         let readers =
             Readers { path: path.to_owned(), idle: Mutex::default(), permits: Arc::new(Semaphore::new(READERS_MAX)) };
-        let shared = Shared { queue, writer: Mutex::new(Some(writer)), writer_alive, readers };
+        let shared = Shared {
+            queue,
+            writer: Mutex::new(Some(writer)),
+            writer_alive,
+            readers,
+            tells_bot: AtomicBool::new(false),
+            outbox_growth: watch::Sender::new(()),
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Settles an order by what a proven source says, once, and keeps the receipt. This is the one way to credit an order.
     pub async fn settle(&self, settle: Settle) -> Result<Settlement, StoreError> {
-        self.write(|reply| Job::Settle(Box::new(settle), reply)).await
+        let tells_bot = self.tells_bot();
+        let settlement = self.write(move |db| write::settle(db, &settle, tells_bot)).await?;
+        if settlement.changed_order {
+            self.outbox_grew();
+        }
+        Ok(settlement)
     }
 
     /// Keeps a notification that proved nothing, when there is time for it; never waits.
@@ -275,18 +358,19 @@ impl Store {
     }
 
     /// Creates an order, and its user where it is their first.
-    pub async fn create_order(&self, order: NewOrder) -> Result<Order, StoreError> {
-        self.write(|reply| Job::CreateOrder(Box::new(order), reply)).await
+    pub async fn create_order(&self, creation: impl Into<Creation>) -> Result<Created, StoreError> {
+        let creation = creation.into();
+        self.write(move |db| write::create_order(db, creation)).await
     }
 
-    /// Changes a user's balance by a person's decision.
-    pub async fn grant(&self, grant: Grant) -> Result<User, StoreError> {
-        self.write(|reply| Job::Grant(grant, reply)).await
+    /// Notes where an order can be paid.
+    pub(crate) async fn set_pay_page(&self, order_no: String, page: PayPage) -> Result<(), StoreError> {
+        self.write(move |db| write::set_pay_page(db, &order_no, &page)).await
     }
 
     /// Goes through the writer and back, as a settlement would.
     pub async fn probe(&self) -> Result<(), StoreError> {
-        self.write(Job::Probe).await
+        self.job(Job::probe).await
     }
 
     /// The order of this number.
@@ -337,7 +421,22 @@ impl Store {
         rusqlite::version()
     }
 
-    async fn write<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Job) -> Result<T, StoreError> {
+    fn tells_bot(&self) -> bool {
+        self.shared.tells_bot.load(Ordering::Relaxed)
+    }
+
+    fn outbox_grew(&self) {
+        self.shared.outbox_growth.send_replace(());
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.job(|reply| Job::new(reply, work)).await
+    }
+
+    async fn job<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Job) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         self.shared.queue.push(job(reply)).map_err(|error| match error {
             PushError::Full => StoreError::Overloaded,

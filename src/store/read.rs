@@ -5,21 +5,23 @@ use rusqlite::{Connection, OptionalExtension, Row, ToSql, named_params, types::T
 use super::{LedgerEntry, OrderFilter};
 use crate::clock::Timestamp;
 use crate::money::Amount;
-use crate::order::{NewOrder, Order, OrderNo, OrderStatus, SettledBy, User};
+use crate::order::{NewOrder, Order, OrderNo, OrderStatus, PayKind, PayPage, SettledBy, User};
 
-const ORDER_COLUMNS: &str = "id, order_no, merchant, telegram_id, package, name, type, amount_fen, credits, param, \
-                             created_at_ms, expires_at_ms, status, trade_no, settled_by, paid_at_ms";
+pub(super) const ORDER_COLUMNS: &str = "id, order_no, merchant, telegram_id, package, name, type, amount_fen, credits, param, \
+                             created_at_ms, expires_at_ms, status, trade_no, settled_by, paid_at_ms, pay_kind, pay_url";
+/// How many these are.
+pub(super) const ORDER_COLUMNS_COUNT: usize = 18;
 
 /// A value that no version of this program writes.
 #[derive(Debug, thiserror::Error)]
 #[error("unexpected value")]
 struct Unexpected;
 
-fn expect<T>(column: usize, value: Option<T>) -> rusqlite::Result<T> {
+pub(super) fn expect<T>(column: usize, value: Option<T>) -> rusqlite::Result<T> {
     value.ok_or_else(|| rusqlite::Error::FromSqlConversionFailure(column, Type::Null, Box::new(Unexpected)))
 }
 
-fn order_of(row: &Row) -> rusqlite::Result<(i64, Order)> {
+pub(super) fn order_of(row: &Row) -> rusqlite::Result<(i64, Order)> {
     let timestamp = |column: usize| row.get(column).map(Timestamp::from_ms);
     let text = |column: usize| row.get_ref(column)?.as_str().map_err(rusqlite::Error::from);
     let settled_by = match row.get_ref(14)?.as_str_or_null()? {
@@ -27,6 +29,10 @@ fn order_of(row: &Row) -> rusqlite::Result<(i64, Order)> {
         None => None,
     };
     let paid_at: Option<i64> = row.get(15)?;
+    let pay_page = match (row.get_ref(16)?.as_str_or_null()?, row.get(17)?) {
+        (Some(kind), Some(url)) => Some(PayPage { kind: expect(16, PayKind::from_name(kind))?, url }),
+        _ => None,
+    };
     let order = Order {
         terms: NewOrder {
             order_no: expect(1, text(1)?.parse::<OrderNo>().ok())?,
@@ -41,6 +47,7 @@ fn order_of(row: &Row) -> rusqlite::Result<(i64, Order)> {
             created_at: timestamp(10)?,
             expires_at: timestamp(11)?,
         },
+        pay_page,
         stored_status: expect(12, OrderStatus::from_name(text(12)?))?,
         trade_no: row.get(13)?,
         settled_by,
@@ -53,6 +60,11 @@ pub(super) fn order_with_id(db: &Connection, order_no: &str) -> rusqlite::Result
     db.prepare_cached(&format!("SELECT {ORDER_COLUMNS} FROM orders WHERE order_no = ?"))?
         .query_row([order_no], order_of)
         .optional()
+}
+
+pub(super) fn order_by_id(db: &Connection, order_id: i64) -> rusqlite::Result<Order> {
+    db.prepare_cached(&format!("SELECT {ORDER_COLUMNS} FROM orders WHERE id = ?"))?
+        .query_row([order_id], |row| order_of(row).map(|(_, order)| order))
 }
 
 pub(super) fn order(db: &Connection, order_no: &str) -> rusqlite::Result<Option<Order>> {

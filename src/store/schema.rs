@@ -26,9 +26,9 @@ const WAL_PAGES: i64 = 4096;
 const STATEMENTS_MAX: usize = 64;
 
 /// Each element takes the schema one version further; the version is the number of elements applied.
-const MIGRATIONS: [&str; VERSION as usize] = [include_str!("schema.sql")];
+const MIGRATIONS: [&str; VERSION as usize] = [include_str!("schema.sql"), include_str!("schema_v2.sql")];
 /// The newest version of the schema.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Opens the database for writing, created and migrated where that is needed.
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {

@@ -3,6 +3,7 @@ use std::collections::HashSet;
 use super::*;
 use crate::money::Amount;
 use crate::order::OrderNo;
+use crate::settlement::LatePolicy;
 
 const NOW: i64 = 1_700_000_000_000;
 
@@ -61,7 +62,7 @@ fn settle(order_no: &str, trade_no: &str) -> Settle {
             param: None,
         },
         source: SettledBy::Notify,
-        late: LatePolicy::Credit,
+        policy: Policy { late: LatePolicy::Credit, is_proof: true },
         receipt: receipt(),
     }
 }
@@ -87,6 +88,7 @@ async fn a_settlement_writes_everything_at_once() {
             outcome: Outcome::Settled,
             credited: Some(Credited { telegram_id: 1001, credits: 70 }),
             order_amount: Amount::from_fen(3600),
+            changed_order: true,
         }
     );
     let order = store.order("A1").await.unwrap().unwrap();
@@ -427,7 +429,7 @@ async fn databases_that_are_not_ours_or_too_new_are_refused_untouched() {
     Store::open(&url(&directory)).await.unwrap().close().await.unwrap();
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
     let refused = Store::open(&url(&directory)).await;
-    assert!(matches!(refused, Err(StoreError::Newer { found: 99, known: 1, .. })));
+    assert!(matches!(refused, Err(StoreError::Newer { found: 99, known: 2, .. })));
     std::fs::write(&path, "not a database, but long enough to look at ".repeat(100)).unwrap();
     assert!(matches!(Store::open(&url(&directory)).await, Err(StoreError::CannotOpen { denied: false, .. })));
     let elsewhere = DatabaseUrl::Sqlite(directory.path().join("none.db"));

@@ -1,25 +1,25 @@
 //! Every statement that writes. Each function is called inside a savepoint of its own.
 
-use rusqlite::{Connection, OptionalExtension, named_params, params};
+use rusqlite::{Connection, named_params, params};
 
-use super::{Credited, Grant, Rejection, Settle, Settlement, StoreError, read};
+use super::outbox::{self, News};
+use super::{Created, Creation, Credited, Rejection, Settle, Settlement, StoreError, accounts, read, reconciliation};
 use crate::clock::Timestamp;
-use crate::order::{NewOrder, Order, OrderStatus, User};
+use crate::order::{NewOrder, Order, OrderStatus, PayPage};
 use crate::settlement::{Effect, decide};
 
 /// How many rejections are kept.
 pub(super) const REJECTIONS_KEPT: usize = 10_000;
-/// How far a balance may go, either way: far beyond use, far below overflow.
-const BALANCE_MAX: i64 = 1_000_000_000_000_000;
 
 /// Loads what the decision needs, decides, and writes what follows from it together with the receipt.
-pub(super) fn settle(db: &Connection, settle: &Settle) -> Result<Settlement, StoreError> {
+pub(super) fn settle(db: &Connection, settle: &Settle, tells_bot: bool) -> Result<Settlement, StoreError> {
     let claim = &settle.claim;
     let now = settle.receipt.received_at;
     let (order_id, order) = read::order_with_id(db, &claim.order_no)?.unzip();
     let settled_by_trade = read::order_settled_by(db, &claim.merchant, &claim.trade_no)?;
-    let decision = decide(claim, order.as_ref(), settled_by_trade.as_ref(), settle.late, now);
-    let mut settlement = Settlement { outcome: decision.outcome, credited: None, order_amount: None };
+    let decision = decide(claim, order.as_ref(), settled_by_trade.as_ref(), settle.policy, now);
+    let mut settlement =
+        Settlement { outcome: decision.outcome, credited: None, order_amount: None, changed_order: false };
     // Another merchant's order is not this claim's, and `decide` has seen to it that it has no effect.
     let own_order = order_id.zip(order).filter(|(_, order)| order.terms.merchant == claim.merchant);
     if let Some((order_id, Order { terms, .. })) = &own_order {
@@ -27,29 +27,45 @@ pub(super) fn settle(db: &Connection, settle: &Settle) -> Result<Settlement, Sto
         match decision.effect {
             Effect::None => {}
             Effect::Settle => {
-                mark_paid(db, *order_id, settle)?;
-                credit(db, *order_id, terms, now)?;
-                enqueue(db, *order_id, "settled", now)?;
+                pay(db, *order_id, terms, Some(&claim.trade_no), settle, tells_bot)?;
+                settlement.changed_order = true;
                 settlement.credited = Some(Credited { telegram_id: terms.telegram_id, credits: terms.credits });
             }
             Effect::Review => {
                 db.prepare_cached("UPDATE orders SET status = 'review' WHERE id = ?")?.execute([order_id])?;
-                enqueue(db, *order_id, "review", now)?;
+                outbox::enqueue(db, *order_id, News::Review, tells_bot, now)?;
+                settlement.changed_order = true;
             }
+            Effect::Ask => reconciliation::ask_soon(db, *order_id, &terms.merchant, now)?,
         }
     }
     keep_receipt(db, settle, decision.outcome.name(), own_order.map(|(order_id, _)| order_id))?;
     Ok(settlement)
 }
 
-fn mark_paid(db: &Connection, order_id: i64, settle: &Settle) -> Result<(), StoreError> {
+/// Everything that paying an order means: its status, its credits, and the news of it.
+pub(super) fn pay(
+    db: &Connection,
+    order_id: i64,
+    terms: &NewOrder,
+    trade_no: Option<&str>,
+    settle: &Settle,
+    tells_bot: bool,
+) -> Result<(), StoreError> {
+    let now = settle.receipt.received_at;
+    mark_paid(db, order_id, trade_no, settle)?;
+    credit(db, order_id, terms, now)?;
+    outbox::enqueue(db, order_id, News::Settled, tells_bot, now)
+}
+
+fn mark_paid(db: &Connection, order_id: i64, trade_no: Option<&str>, settle: &Settle) -> Result<(), StoreError> {
     let changed = db
         .prepare_cached(
             "UPDATE orders SET status = 'paid', trade_no = :trade_no, settled_by = :settled_by, paid_at_ms = :now
-             WHERE id = :id AND status = 'pending'",
+             WHERE id = :id AND (status = 'pending' OR status = 'review' AND :settled_by = 'manual')",
         )?
         .execute(named_params! {
-            ":trade_no": settle.claim.trade_no,
+            ":trade_no": trade_no,
             ":settled_by": settle.source.name(),
             ":now": settle.receipt.received_at.ms(),
             ":id": order_id,
@@ -66,17 +82,12 @@ fn credit(db: &Connection, order_id: i64, terms: &NewOrder, now: Timestamp) -> R
     Ok(())
 }
 
-fn enqueue(db: &Connection, order_id: i64, kind: &str, now: Timestamp) -> Result<(), StoreError> {
-    // An order that comes into review again has told of it once.
-    db.prepare_cached(
-        "INSERT INTO outbox (order_id, kind, created_at_ms, due_at_ms) VALUES (?1, ?2, ?3, ?3)
-         ON CONFLICT (order_id, kind) DO NOTHING",
-    )?
-    .execute(params![order_id, kind, now.ms()])?;
-    Ok(())
-}
-
-fn keep_receipt(db: &Connection, settle: &Settle, outcome: &str, order_id: Option<i64>) -> Result<(), StoreError> {
+pub(super) fn keep_receipt(
+    db: &Connection,
+    settle: &Settle,
+    outcome: &str,
+    order_id: Option<i64>,
+) -> Result<(), StoreError> {
     db.prepare_cached(
         "INSERT INTO receipts
              (received_at_ms, source, outcome, merchant, order_no, trade_no, order_id, client, method, payload)
@@ -124,12 +135,22 @@ pub(super) fn rejections(db: &Connection, rejections: &[Rejection]) -> Result<()
     Ok(())
 }
 
-pub(super) fn create_order(db: &Connection, terms: NewOrder) -> Result<Order, StoreError> {
+pub(super) fn create_order(db: &Connection, creation: Creation) -> Result<Created, StoreError> {
+    let Creation { order: terms, language, ask_at, idempotency } = creation;
+    if let Some(idempotency) = &idempotency
+        && let Some(order) = accounts::earlier_order(db, idempotency)?
+    {
+        return Ok(Created { order, repeated: true });
+    }
     db.prepare_cached(
         "INSERT INTO users (telegram_id, created_at_ms)
          SELECT ?1, ?2 WHERE NOT EXISTS (SELECT 1 FROM users WHERE telegram_id = ?1)",
     )?
     .execute(params![terms.telegram_id, terms.created_at.ms()])?;
+    if let Some(language) = language {
+        db.prepare_cached("UPDATE users SET language = ?1 WHERE telegram_id = ?2 AND language IS NOT ?1")?
+            .execute(params![language.name(), terms.telegram_id])?;
+    }
     db.prepare_cached(
         "INSERT INTO orders
              (order_no, merchant, telegram_id, package, name, type, amount_fen, credits, param, created_at_ms, expires_at_ms)
@@ -148,25 +169,26 @@ pub(super) fn create_order(db: &Connection, terms: NewOrder) -> Result<Order, St
         terms.created_at.ms(),
         terms.expires_at.ms(),
     ])?;
-    Ok(Order { terms, stored_status: OrderStatus::Pending, trade_no: None, settled_by: None, paid_at: None })
+    let order_id = db.last_insert_rowid();
+    if let Some(ask_at) = ask_at {
+        reconciliation::plan(db, order_id, &terms.merchant, ask_at)?;
+    }
+    if let Some(idempotency) = &idempotency {
+        accounts::remember(db, idempotency, Some(order_id), None, terms.created_at)?;
+    }
+    let stored_status = OrderStatus::Pending;
+    let order = Order { terms, pay_page: None, stored_status, trade_no: None, settled_by: None, paid_at: None };
+    Ok(Created { order, repeated: false })
 }
 
-pub(super) fn grant(db: &Connection, grant: &Grant) -> Result<User, StoreError> {
-    let telegram_id = grant.telegram_id;
-    let credits: Option<i64> = db
-        .prepare_cached("SELECT credits FROM users WHERE telegram_id = ?")?
-        .query_row([telegram_id], |row| row.get(0))
-        .optional()?;
-    let credits = credits.ok_or(StoreError::NoSuchUser(telegram_id))?;
-    let after = credits.checked_add(grant.credits);
-    if !after.is_some_and(|after| (0..=BALANCE_MAX).contains(&after)) {
-        return Err(StoreError::OutOfBounds { telegram_id, credits });
-    }
-    db.prepare_cached(
-        "INSERT INTO ledger (telegram_id, kind, credits, reason, created_at_ms) VALUES (?, 'grant', ?, ?, ?)",
-    )?
-    .execute(params![telegram_id, grant.credits, grant.reason, grant.at.ms()])?;
-    read::user(db, telegram_id)?.ok_or(StoreError::NoSuchUser(telegram_id))
+/// Notes where an order can be paid.
+pub(super) fn set_pay_page(db: &Connection, order_no: &str, page: &PayPage) -> Result<(), StoreError> {
+    db.prepare_cached("UPDATE orders SET pay_kind = ?, pay_url = ? WHERE order_no = ?")?.execute(params![
+        page.kind.name(),
+        page.url,
+        order_no
+    ])?;
+    Ok(())
 }
 
 /// Writes something small, to see whether it can be done.

@@ -7,91 +7,74 @@ use rust_i18n::t;
 use tokio::sync::{oneshot, watch};
 
 use super::queue::{Batch, Next, Queue};
-use super::{Grant, Rejection, Settle, Settlement, StoreError, write};
-use crate::order::{NewOrder, Order, User};
+use super::{Rejection, StoreError, write};
 
 /// How long the database is left free for another process; longer than that takes to try again.
 const ROOM: Duration = Duration::from_millis(2);
 /// How long nothing must come before the write-ahead log is copied into the database.
 const IDLE_BEFORE_CHECKPOINT: Duration = Duration::from_secs(1);
 
-pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
-
 /// Something to write, and who waits for it.
-pub(super) enum Job {
-    Settle(Box<Settle>, Reply<Settlement>),
-    CreateOrder(Box<NewOrder>, Reply<Order>),
-    Grant(Grant, Reply<User>),
-    Probe(Reply<()>),
-}
-
-/// A job's result, which nobody may hear of before the commit.
-enum Answer {
-    Settle(Withheld<Settlement>),
-    CreateOrder(Withheld<Order>),
-    Grant(Withheld<User>),
-    Probe(Withheld<()>),
-}
-
-struct Withheld<T> {
-    result: Result<T, StoreError>,
-    reply: Reply<T>,
-}
-
-impl<T> Withheld<T> {
-    /// Answers with the job's own error, else with that of the commit, else with the result.
-    fn release(self, committed: &Result<(), StoreError>) {
-        let result = self.result.and_then(|value| committed.clone().map(|()| value));
-        // Whoever asked may have stopped waiting; what is written stays written.
-        let _ = self.reply.send(result);
-    }
-}
-
-impl Answer {
-    /// Whether the database has failed the job, as opposed to the job being impossible.
-    fn has_failed(&self) -> bool {
-        fn failed<T>(withheld: &Withheld<T>) -> bool {
-            matches!(withheld.result, Err(StoreError::Failed(_)))
-        }
-        match self {
-            Self::Settle(withheld) => failed(withheld),
-            Self::CreateOrder(withheld) => failed(withheld),
-            Self::Grant(withheld) => failed(withheld),
-            Self::Probe(withheld) => failed(withheld),
-        }
-    }
-
-    fn release(self, committed: &Result<(), StoreError>) {
-        match self {
-            Self::Settle(withheld) => withheld.release(committed),
-            Self::CreateOrder(withheld) => withheld.release(committed),
-            Self::Grant(withheld) => withheld.release(committed),
-            Self::Probe(withheld) => withheld.release(committed),
-        }
-    }
-}
+pub(super) struct Job(Box<dyn Step + Send>);
 
 impl Job {
-    /// `doubtful` says that the last batch met a failure.
-    fn run(self, db: &Connection, doubtful: bool) -> Answer {
-        match self {
-            Self::Settle(settle, reply) => {
-                let result = in_savepoint(db, |db| write::settle(db, &settle));
-                Answer::Settle(Withheld { result, reply })
-            }
-            Self::CreateOrder(order, reply) => {
-                let result = in_savepoint(db, |db| write::create_order(db, *order));
-                Answer::CreateOrder(Withheld { result, reply })
-            }
-            Self::Grant(grant, reply) => {
-                let result = in_savepoint(db, |db| write::grant(db, &grant));
-                Answer::Grant(Withheld { result, reply })
-            }
-            Self::Probe(reply) => {
-                let result = if doubtful { in_savepoint(db, write::heartbeat) } else { Ok(()) };
-                Answer::Probe(Withheld { result, reply })
-            }
-        }
+    /// What `work` writes, wholly or not at all, for whoever holds the other end of `reply`.
+    pub(super) fn new<T: Send + 'static>(
+        reply: oneshot::Sender<Result<T, StoreError>>,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Self {
+        Self::step(reply, |db, _| in_savepoint(db, work))
+    }
+
+    /// Goes through the writer and back; writes something only if it is in doubt whether anything can be written.
+    pub(super) fn probe(reply: oneshot::Sender<Result<(), StoreError>>) -> Self {
+        Self::step(reply, |db, doubtful| if doubtful { in_savepoint(db, write::heartbeat) } else { Ok(()) })
+    }
+
+    fn step<T: Send + 'static>(
+        reply: oneshot::Sender<Result<T, StoreError>>,
+        work: impl FnOnce(&Connection, bool) -> Result<T, StoreError> + Send + 'static,
+    ) -> Self {
+        Self(Box::new(Typed { work: Some(work), result: None, reply }))
+    }
+}
+
+/// A job whose type only its maker knows.
+trait Step {
+    /// Does the work and withholds its result: nobody may hear of it before the commit. `doubtful` says that the last batch
+    /// met a failure.
+    fn run(&mut self, db: &Connection, doubtful: bool);
+    /// Whether the database has failed the job, as opposed to the job being impossible.
+    fn has_failed(&self) -> bool;
+    /// Answers with the job's own error, else with that of the commit, else with the result.
+    fn release(self: Box<Self>, committed: &Result<(), StoreError>);
+}
+
+struct Typed<T, F> {
+    work: Option<F>,
+    result: Option<Result<T, StoreError>>,
+    reply: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<T, F: FnOnce(&Connection, bool) -> Result<T, StoreError>> Step for Typed<T, F> {
+    fn run(&mut self, db: &Connection, doubtful: bool) {
+        self.result = self.work.take().map(|work| work(db, doubtful));
+    }
+
+    fn has_failed(&self) -> bool {
+        matches!(self.result, Some(Err(StoreError::Failed(_))))
+    }
+
+    fn release(self: Box<Self>, committed: &Result<(), StoreError>) {
+        // A job that never ran has no result, and its transaction has failed.
+        let result = self.result.unwrap_or(Err(StoreError::Closed));
+        let result = match committed {
+            Ok(()) => result,
+            Err(error) if self.work.is_some() => Err(error.clone()),
+            Err(error) => result.and(Err(error.clone())),
+        };
+        // Whoever asked may have stopped waiting; what is written stays written.
+        let _ = self.reply.send(result);
     }
 }
 
@@ -151,41 +134,29 @@ impl Writer {
     }
 
     fn commit(&mut self, batch: Batch) {
-        let mut answers = Vec::with_capacity(batch.jobs.len());
-        let mut jobs = batch.jobs.into_iter();
-        let committed = self.try_commit(&mut jobs, &mut answers, &batch.rejections);
+        let mut jobs = batch.jobs;
+        let committed = self.try_commit(&mut jobs, &batch.rejections);
         if committed.is_err() && !self.db.is_autocommit() {
             // Fails only where the transaction is gone already.
             let _ = self.db.execute_batch("ROLLBACK");
         }
-        self.doubtful = committed.is_err() || answers.iter().any(Answer::has_failed);
+        self.doubtful = committed.is_err() || jobs.iter().any(|job| job.0.has_failed());
         let lost_rejections = *committed.as_ref().unwrap_or(&batch.rejections.len());
         let committed = committed.map(drop);
-        for answer in answers {
-            answer.release(&committed);
-        }
-        if let Err(error) = committed {
-            for job in jobs {
-                job.refuse(&error);
-            }
+        for job in jobs {
+            job.0.release(&committed);
         }
         if lost_rejections > 0 {
             log::warn!(target: "webhookctl::store", "{}", t!("log.rejections_dropped", count = lost_rejections));
         }
     }
 
-    /// One transaction for the whole batch; how many rejections could not be kept. On an error nothing of it is written, and
-    /// `jobs` holds those that never ran.
-    fn try_commit(
-        &self,
-        jobs: &mut impl Iterator<Item = Job>,
-        answers: &mut Vec<Answer>,
-        rejections: &[Rejection],
-    ) -> Result<usize, StoreError> {
+    /// One transaction for the whole batch; how many rejections could not be kept. On an error nothing of it is written.
+    fn try_commit(&self, jobs: &mut [Job], rejections: &[Rejection]) -> Result<usize, StoreError> {
         let db = &self.db;
         begin(db)?;
         for job in jobs {
-            answers.push(job.run(db, self.doubtful));
+            job.0.run(db, self.doubtful);
             // A full disk and some other failures end the whole transaction, not only the savepoint.
             if db.is_autocommit() {
                 return Err(StoreError::Failed("the transaction was rolled back".into()));
@@ -195,20 +166,6 @@ impl Writer {
         let kept = rejections.is_empty() || in_savepoint(db, |db| write::rejections(db, rejections)).is_ok();
         db.prepare_cached("COMMIT")?.execute([])?;
         Ok(if kept { 0 } else { rejections.len() })
-    }
-}
-
-impl Job {
-    fn refuse(self, error: &StoreError) {
-        fn send<T>(reply: Reply<T>, error: &StoreError) {
-            let _ = reply.send(Err(error.clone()));
-        }
-        match self {
-            Self::Settle(_, reply) => send(reply, error),
-            Self::CreateOrder(_, reply) => send(reply, error),
-            Self::Grant(_, reply) => send(reply, error),
-            Self::Probe(reply) => send(reply, error),
-        }
     }
 }
 

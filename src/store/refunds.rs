@@ -1,0 +1,272 @@
+//! Refunds, and what else a person decides about an order.
+//!
+//! A refund is written down before the gateway is asked, because the answer may never come: `requested` says that it may have
+//! been asked, and only `done` moves credits, in the transaction that says so.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::outbox::{self, News};
+use super::{Receipt, Settle, Store, StoreError, read, write};
+use crate::clock::Timestamp;
+use crate::named::named_enum;
+use crate::order::{Order, OrderStatus, SettledBy};
+use crate::settlement::{Claim, LatePolicy, Policy};
+
+named_enum! {
+    /// How far a refund has come.
+    RefundState {
+        /// Intended; the gateway may have been asked.
+        Requested = "requested",
+        /// The gateway said no.
+        Refused = "refused",
+        /// The gateway was asked, and nobody knows what it did.
+        Unclear = "unclear",
+        /// The gateway said yes, and the credits are taken back.
+        Done = "done",
+    }
+}
+
+/// A refund as the store has it.
+#[derive(Clone, Debug)]
+pub(crate) struct Refund {
+    /// How far it has come.
+    pub state: RefundState,
+    /// Why it was wanted.
+    pub reason: String,
+    /// What the gateway said last.
+    pub answer: Option<String>,
+    /// Whether the gateway itself says that the payment is refunded.
+    pub proved: bool,
+    /// When it was first wanted.
+    pub requested_at: Timestamp,
+}
+
+/// What a person decides about an order.
+#[derive(Clone, Debug)]
+pub(crate) struct ByHand {
+    /// The order.
+    pub order_no: String,
+    /// Why.
+    pub reason: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+impl Store {
+    /// Writes down that an order is to be refunded; a refund that is under way is returned as it is. Whether it is new.
+    ///
+    /// Refuses what is not paid, and (unless `even_if_spent`) what has been spent already.
+    pub(crate) async fn begin_refund(&self, wish: ByHand, even_if_spent: bool) -> Result<(Refund, bool), StoreError> {
+        self.write(move |db| begin(db, &wish, even_if_spent)).await
+    }
+
+    /// Notes what the gateway said to a refund that is not done by it.
+    pub(crate) async fn refund_answered(
+        &self,
+        order_no: String,
+        state: RefundState,
+        answer: String,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.write(move |db| {
+            db.prepare_cached(
+                "UPDATE refunds SET state = ?, answer = ?, changed_at_ms = ?
+                 WHERE order_id = (SELECT id FROM orders WHERE order_no = ?) AND state <> 'done'",
+            )?
+            .execute(params![state.name(), answer, now.ms(), order_no])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Takes the credits back and marks the order refunded, once; the order after it.
+    pub(crate) async fn finish_refund(
+        &self,
+        order_no: String,
+        answer: String,
+        proved: bool,
+        now: Timestamp,
+    ) -> Result<Order, StoreError> {
+        let tells_bot = self.tells_bot();
+        let order = self.write(move |db| finish(db, &order_no, &answer, proved, tells_bot, now)).await?;
+        self.outbox_grew();
+        Ok(order)
+    }
+
+    /// The refund of an order, if one was ever wanted.
+    pub(crate) async fn refund(&self, order_no: &str) -> Result<Option<Refund>, StoreError> {
+        let order_no = order_no.to_owned();
+        self.read(move |db| refund(db, &order_no)).await
+    }
+
+    /// Settles an order by a person's decision: as paid by `trade_no`, else by the payment that put it into review, if any.
+    pub(crate) async fn settle_by_hand(&self, decision: ByHand, trade_no: Option<String>) -> Result<Order, StoreError> {
+        let tells_bot = self.tells_bot();
+        let order = self.write(move |db| settle_by_hand(db, &decision, trade_no, tells_bot)).await?;
+        self.outbox_grew();
+        Ok(order)
+    }
+
+    /// Calls an unpaid order off by a person's decision.
+    pub(crate) async fn cancel(&self, decision: ByHand) -> Result<Order, StoreError> {
+        self.write(move |db| cancel(db, &decision)).await
+    }
+}
+
+fn order_of(db: &Connection, order_no: &str) -> Result<(i64, Order), StoreError> {
+    read::order_with_id(db, order_no)?.ok_or_else(|| StoreError::NoSuchOrder(order_no.to_owned()))
+}
+
+fn refund(db: &Connection, order_no: &str) -> rusqlite::Result<Option<Refund>> {
+    db.prepare_cached(
+        "SELECT state, reason, answer, proved, requested_at_ms FROM refunds
+         WHERE order_id = (SELECT id FROM orders WHERE order_no = ?)",
+    )?
+    .query_row([order_no], |row| {
+        Ok(Refund {
+            state: read::expect(0, RefundState::from_name(row.get_ref(0)?.as_str()?))?,
+            reason: row.get(1)?,
+            answer: row.get(2)?,
+            proved: row.get(3)?,
+            requested_at: Timestamp::from_ms(row.get(4)?),
+        })
+    })
+    .optional()
+}
+
+fn begin(db: &Connection, wish: &ByHand, even_if_spent: bool) -> Result<(Refund, bool), StoreError> {
+    let (order_id, order) = order_of(db, &wish.order_no)?;
+    let before = refund(db, &wish.order_no)?;
+    if order.stored_status != OrderStatus::Paid {
+        // A refund that is done has an order that is refunded: whoever asks is told by its status.
+        return Err(StoreError::WrongStatus { order_no: wish.order_no.clone(), status: order.status(wish.at) });
+    }
+    if let Some(before) = before.filter(|before| before.state != RefundState::Refused) {
+        return Ok((before, false));
+    }
+    let terms = &order.terms;
+    let credits = read::user(db, terms.telegram_id)?.map_or(0, |user| user.credits);
+    if credits < terms.credits && !even_if_spent {
+        return Err(StoreError::OutOfBounds { telegram_id: terms.telegram_id, credits });
+    }
+    db.prepare_cached(
+        "INSERT INTO refunds (order_id, reason, state, requested_at_ms, changed_at_ms) VALUES (?1, ?2, 'requested', ?3, ?3)
+         ON CONFLICT (order_id) DO UPDATE SET reason = ?2, state = 'requested', answer = NULL, requested_at_ms = ?3,
+             changed_at_ms = ?3",
+    )?
+    .execute(params![order_id, wish.reason, wish.at.ms()])?;
+    let refund = Refund {
+        state: RefundState::Requested,
+        reason: wish.reason.clone(),
+        answer: None,
+        proved: false,
+        requested_at: wish.at,
+    };
+    Ok((refund, true))
+}
+
+fn finish(
+    db: &Connection,
+    order_no: &str,
+    answer: &str,
+    proved: bool,
+    tells_bot: bool,
+    now: Timestamp,
+) -> Result<Order, StoreError> {
+    let (order_id, mut order) = order_of(db, order_no)?;
+    let refund = refund(db, order_no)?;
+    match (order.stored_status, &refund) {
+        // Finished by another process, or before a crash.
+        (OrderStatus::Refunded, _) => return Ok(order),
+        (OrderStatus::Paid, Some(_)) => {}
+        (status, _) => return Err(StoreError::WrongStatus { order_no: order_no.to_owned(), status }),
+    }
+    let terms = &order.terms;
+    db.prepare_cached("UPDATE orders SET status = 'refunded' WHERE id = ? AND status = 'paid'")?.execute([order_id])?;
+    db.prepare_cached(
+        "INSERT INTO ledger (telegram_id, kind, credits, order_id, reason, created_at_ms) VALUES (?, 'refund', ?, ?, ?, ?)",
+    )?
+    .execute(params![terms.telegram_id, -terms.credits, order_id, refund.map(|refund| refund.reason), now.ms()])?;
+    db.prepare_cached(
+        "UPDATE refunds SET state = 'done', answer = ?, proved = ?, changed_at_ms = ? WHERE order_id = ?",
+    )?
+    .execute(params![answer, proved, now.ms(), order_id])?;
+    outbox::enqueue(db, order_id, News::Refunded, tells_bot, now)?;
+    order.stored_status = OrderStatus::Refunded;
+    Ok(order)
+}
+
+fn settle_by_hand(
+    db: &Connection,
+    decision: &ByHand,
+    trade_no: Option<String>,
+    tells_bot: bool,
+) -> Result<Order, StoreError> {
+    let (order_id, order) = order_of(db, &decision.order_no)?;
+    if !matches!(order.stored_status, OrderStatus::Pending | OrderStatus::Review) {
+        let status = order.status(decision.at);
+        return Err(StoreError::WrongStatus { order_no: decision.order_no.clone(), status });
+    }
+    let trade_no = match trade_no {
+        Some(trade_no) => Some(trade_no),
+        None => held_payment(db, order_id)?,
+    };
+    if let Some(trade_no) = &trade_no
+        && let Some(other) = read::order_settled_by(db, &order.terms.merchant, trade_no)?
+    {
+        return Err(StoreError::TradeReused { trade_no: trade_no.clone(), order_no: other.to_string() });
+    }
+    let settle = Settle {
+        claim: Claim {
+            merchant: order.terms.merchant.clone(),
+            order_no: decision.order_no.clone(),
+            trade_no: trade_no.clone().unwrap_or_default(),
+            amount: order.terms.amount,
+            paid: true,
+            param: None,
+        },
+        source: SettledBy::Manual,
+        policy: Policy { late: LatePolicy::Credit, is_proof: true },
+        receipt: Receipt {
+            received_at: decision.at,
+            client: None,
+            method: "manual",
+            payload: decision.reason.clone().into_bytes(),
+        },
+    };
+    write::pay(db, order_id, &order.terms, trade_no.as_deref(), &settle, tells_bot)?;
+    write::keep_receipt(db, &settle, crate::settlement::Outcome::Settled.name(), Some(order_id))?;
+    Ok(order_of(db, &decision.order_no)?.1)
+}
+
+/// The payment that put an order into review: its notifications are duplicates once the order is settled by hand.
+fn held_payment(db: &Connection, order_id: i64) -> rusqlite::Result<Option<String>> {
+    db.prepare_cached(
+        "SELECT trade_no FROM receipts WHERE order_id = ? AND outcome IN ('amount_mismatch', 'held') AND trade_no <> ''
+         ORDER BY id DESC LIMIT 1",
+    )?
+    .query_row([order_id], |row| row.get(0))
+    .optional()
+}
+
+fn cancel(db: &Connection, decision: &ByHand) -> Result<Order, StoreError> {
+    let (order_id, mut order) = order_of(db, &decision.order_no)?;
+    if !matches!(order.stored_status, OrderStatus::Pending | OrderStatus::Review) {
+        let status = order.status(decision.at);
+        return Err(StoreError::WrongStatus { order_no: decision.order_no.clone(), status });
+    }
+    db.prepare_cached("UPDATE orders SET status = 'cancelled' WHERE id = ?")?.execute([order_id])?;
+    db.prepare_cached(
+        "INSERT INTO receipts (received_at_ms, source, outcome, merchant, order_no, trade_no, order_id, method, payload)
+         VALUES (?, 'manual', 'cancelled', ?, ?, '', ?, 'manual', ?)",
+    )?
+    .execute(params![
+        decision.at.ms(),
+        order.terms.merchant,
+        decision.order_no,
+        order_id,
+        decision.reason.as_bytes()
+    ])?;
+    order.stored_status = OrderStatus::Cancelled;
+    Ok(order)
+}
