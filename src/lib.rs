@@ -29,6 +29,7 @@ mod secret;
 mod server;
 mod service;
 mod settlement;
+mod simulator;
 mod store;
 
 #[doc(hidden)]

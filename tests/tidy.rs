@@ -19,6 +19,7 @@ const ORDER: &[&str] = &[
     "epay",
     "settlement",
     "config",
+    "simulator",
     "logging",
     "store",
     "server",
