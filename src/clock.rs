@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use jiff::tz::TimeZone;
+use jiff::tz::{Offset, TimeZone};
 use jiff::{SignedDuration, Span, SpanRelativeTo, civil};
 use serde::{Serialize, Serializer};
 
@@ -42,6 +42,11 @@ impl Timestamp {
     /// Local time to the second, for a person: `2025-07-31 10:50:09`.
     pub fn to_local(self) -> impl fmt::Display {
         self.instant().to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+    }
+
+    /// China's time to the second, as gateways write it: `2026-01-02 11:04:05`. There is no summer time.
+    pub(crate) fn to_gateway_time(self) -> String {
+        self.instant().to_zoned(TimeZone::fixed(Offset::constant(8))).strftime("%Y-%m-%d %H:%M:%S").to_string()
     }
 
     fn instant(self) -> jiff::Timestamp {
@@ -111,6 +116,11 @@ mod tests {
     #[test]
     fn prints_utc_to_the_second() {
         assert_eq!(Timestamp::from_ms(1_767_323_045_999).to_string(), "2026-01-02T03:04:05Z");
+    }
+
+    #[test]
+    fn gateways_write_the_time_of_china() {
+        assert_eq!(Timestamp::from_ms(1_767_373_445_999).to_gateway_time(), "2026-01-03 01:04:05");
     }
 
     #[test]

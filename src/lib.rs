@@ -30,6 +30,7 @@ mod secret;
 mod server;
 mod service;
 mod settlement;
+mod simulator;
 mod store;
 
 #[doc(hidden)]

@@ -26,6 +26,9 @@ impl Amount {
     /// The largest amount, 10,000,000,000.00 yuan: far above any order, far below overflow.
     pub const MAX: Self = Self(1_000_000_000_000);
 
+    /// No money.
+    pub(crate) const ZERO: Self = Self(0);
+
     /// An amount of `fen`, or `None` outside zero to [`Amount::MAX`].
     pub fn from_fen(fen: i64) -> Option<Self> {
         (0..=Self::MAX.0).contains(&fen).then_some(Self(fen))

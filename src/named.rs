@@ -5,8 +5,10 @@ macro_rules! named_enum {
     ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal,)+ }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[allow(unreachable_pub, reason = "some are this crate's own")]
         pub enum $name { $($(#[$variant_meta])* $variant,)+ }
 
+        #[allow(unreachable_pub, reason = "some are this crate's own")]
         impl $name {
             /// Every variant, in the order of their declaration.
             pub const ALL: &[Self] = &[$(Self::$variant,)+];

@@ -20,6 +20,7 @@ const ORDER: &[&str] = &[
     "epay",
     "settlement",
     "config",
+    "simulator",
     "logging",
     "store",
     "server",

@@ -1,6 +1,5 @@
-//! A callback as a gateway would send it: made, signed, and sent.
+//! A callback as a gateway would send it: for an order of ours, over a connection to the service.
 
-use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -17,71 +16,43 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::orders::DEFAULT_PAYMENT_TYPE;
-use crate::epay::{Form, encode, sign_md5};
+use crate::epay::{CallbackFields, SignedCallback, encode};
 use crate::order::Order;
-use crate::secret::{MASK, Secret};
 use crate::server::NOTIFY_PATH;
 
 /// How long one answer may take: gateways wait for 5 to 30 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The fields of a callback; text, because a test may want to say anything.
-pub(super) struct Fields {
-    pub(super) pid: String,
-    pub(super) trade_no: String,
-    pub(super) out_trade_no: String,
-    pub(super) payment_type: String,
-    pub(super) name: String,
-    pub(super) money: String,
-    pub(super) trade_status: String,
-    pub(super) param: Option<String>,
-}
-
-impl Fields {
-    /// An order that we do not have, paid.
-    pub(super) fn unknown(order_no: &str, pid: String, money: String) -> Self {
-        Self {
-            pid,
-            // The same number each time, as from a gateway that sends a callback again.
-            trade_no: format!("T{order_no}"),
-            out_trade_no: order_no.to_owned(),
-            payment_type: DEFAULT_PAYMENT_TYPE.into(),
-            name: "product".into(),
-            money,
-            trade_status: "TRADE_SUCCESS".into(),
-            param: None,
-        }
-    }
-
-    /// An order of ours, paid in full.
-    pub(super) fn of(order: &Order) -> Self {
-        let terms = &order.terms;
-        Self {
-            payment_type: terms.payment_type.clone(),
-            name: terms.name.clone(),
-            param: terms.param.clone(),
-            ..Self::unknown(terms.order_no.as_str(), terms.merchant.clone(), terms.amount.to_string())
-        }
-    }
-
-    fn in_order(self) -> Vec<(&'static str, String)> {
-        let fields = [
-            ("pid", self.pid),
-            ("trade_no", self.trade_no),
-            ("out_trade_no", self.out_trade_no),
-            ("type", self.payment_type),
-            ("name", self.name),
-            ("money", self.money),
-            ("trade_status", self.trade_status),
-        ];
-        fields.into_iter().chain(self.param.map(|param| ("param", param))).collect()
+/// What a callback says of an order that we do not have: that it is paid.
+pub(super) fn unknown(order_no: &str, pid: String, money: String) -> CallbackFields {
+    CallbackFields {
+        pid,
+        // The same number each time, as from a gateway that sends a callback again.
+        trade_no: format!("T{order_no}"),
+        out_trade_no: order_no.to_owned(),
+        payment_type: DEFAULT_PAYMENT_TYPE.into(),
+        name: "product".into(),
+        money,
+        trade_status: "TRADE_SUCCESS".into(),
+        param: None,
     }
 }
 
-/// A signed callback.
+/// What a callback says of an order of ours: that it is paid in full.
+pub(super) fn paid(order: &Order) -> CallbackFields {
+    let terms = &order.terms;
+    CallbackFields {
+        payment_type: terms.payment_type.clone(),
+        name: terms.name.clone(),
+        param: terms.param.clone(),
+        ..unknown(terms.order_no.as_str(), terms.merchant.clone(), terms.amount.to_string())
+    }
+}
+
+/// A signed callback, and how it is sent.
 pub(super) struct Callback {
-    fields: Vec<(&'static str, String)>,
-    method: Method,
+    pub(super) signed: SignedCallback,
+    pub(super) method: Method,
 }
 
 /// What came back.
@@ -99,36 +70,8 @@ impl Answer {
 }
 
 impl Callback {
-    /// Signs the fields with a V1 key.
-    pub(super) fn sign(fields: Fields, key: &Secret, method: Method) -> Self {
-        let mut fields = fields.in_order();
-        let borrowed = fields.iter().map(|(k, v)| (Cow::from(*k), Cow::from(v.as_str()))).collect();
-        let sign = sign_md5(&Form::as_sent(borrowed), key);
-        fields.push(("sign", sign));
-        fields.push(("sign_type", "MD5".into()));
-        Self { fields, method }
-    }
-
-    /// Spoils the signature.
-    pub(super) fn spoil(&mut self) {
-        for (_, sign) in self.fields.iter_mut().filter(|(key, _)| *key == "sign") {
-            let other = if sign.starts_with('0') { "1" } else { "0" };
-            sign.replace_range(..1, other);
-        }
-    }
-
-    /// What goes out, for a person to read: the signature is masked.
-    pub(super) fn masked(&self) -> String {
-        let shown = self.fields.iter().map(|(key, value)| (*key, if *key == "sign" { MASK } else { value }));
-        encode(shown).replace("%2A", "*")
-    }
-
-    pub(super) fn method(&self) -> &Method {
-        &self.method
-    }
-
     fn request(&self, host: &str) -> anyhow::Result<Request<Full<Bytes>>> {
-        let form = encode(self.fields.iter().map(|(key, value)| (*key, value.as_str())));
+        let form = encode(self.signed.fields());
         let builder = Request::builder().method(&self.method).header(HOST, host);
         Ok(if self.method == Method::POST {
             let content_type = "application/x-www-form-urlencoded";

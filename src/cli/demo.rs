@@ -7,13 +7,14 @@ use rust_i18n::t;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use super::callback::{Callback, Connection, Fields};
+use super::callback::{self, Callback, Connection};
 use super::config::random_key;
 use super::failure::Exit;
 use super::orders::{Create, new_order};
 use super::{output, parse_language, users};
 use crate::clock::Timestamp;
 use crate::config::Config;
+use crate::epay::SignedCallback;
 use crate::language::Language;
 use crate::order::{Order, User};
 use crate::secret::Secret;
@@ -105,7 +106,7 @@ impl Demo {
     }
 
     fn callback(order: &Order, key: &Secret) -> Callback {
-        Callback::sign(Fields::of(order), key, Method::POST)
+        Callback { signed: SignedCallback::v1(callback::paid(order), key), method: Method::POST }
     }
 
     async fn send(&self, callback: &Callback) -> anyhow::Result<String> {

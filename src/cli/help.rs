@@ -1,7 +1,8 @@
 //! The command line's help in the configured language.
 //!
 //! English stands beside each command and option in the code, where clap takes it from. The Chinese catalogue has a text for each
-//! of them, under `help` and the path of commands, such as `help.orders.create.telegram_id`; `about` is the command itself.
+//! of them, under `help` and the path of commands, such as `help.orders.create.telegram_id`; `about` is the command itself,
+//! and `after_help` what stands below the options of some.
 
 use clap::Command;
 use rust_i18n::t;
@@ -24,6 +25,10 @@ pub(super) fn in_language(mut command: Command, language: Language) -> Command {
 }
 
 fn translated(command: Command, path: &str) -> Command {
+    let command = match command.get_after_help() {
+        Some(_) => command.after_help(text(path, "after_help")),
+        None => command,
+    };
     command
         .about(text(path, "about"))
         .help_template(TEMPLATE)

@@ -4,6 +4,7 @@ mod callback;
 mod config;
 mod demo;
 mod failure;
+mod gateway;
 mod help;
 mod logs;
 mod orders;
@@ -66,6 +67,9 @@ enum Command {
     Trigger(trigger::Arguments),
     /// Show the last lines of the log file, and follow it
     Logs(logs::Arguments),
+    /// A pretend gateway
+    #[command(subcommand)]
+    Gateway(gateway::Command),
     /// Try everything in a sandbox: service, order, callback, duplicate, forgery, credits
     Demo(demo::Arguments),
 }
@@ -120,6 +124,7 @@ fn run(arguments: Arguments, document: &Result<Document, ConfigError>) -> anyhow
         Command::Users(command) => in_runtime(users::run(command, &loaded()?.config)),
         Command::Trigger(arguments) => in_runtime(trigger::run(arguments, &loaded()?.config)),
         Command::Logs(arguments) => logs::run(&arguments, &essentials()?.log_file),
+        Command::Gateway(command) => in_runtime(gateway::run(command, loaded)),
         Command::Demo(arguments) => in_runtime(demo::run(arguments)),
     }
 }

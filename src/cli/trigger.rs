@@ -12,11 +12,11 @@ use rust_i18n::t;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::callback::{Answer, Callback, Connection, Fields};
+use super::callback::{self, Answer, Callback, Connection};
 use super::failure::{Exit, eprint, usage};
 use super::output;
 use crate::config::{Config, Merchant};
-use crate::epay::Credentials;
+use crate::epay::{Credentials, SignedCallback};
 use crate::manager::health::reachable;
 use crate::order::Order;
 use crate::secret::Secret;
@@ -68,7 +68,7 @@ pub(super) struct Arguments {
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum SendMethod {
+pub(super) enum SendMethod {
     Get,
     Post,
 }
@@ -86,14 +86,14 @@ pub(super) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result
     let store = Store::open_existing(&config.database.url).await?;
     let order = store.order(&arguments.order_no).await?;
     store.close().await?;
-    let callback = callback(&arguments, order.as_ref(), config)?;
+    let callback = signed(&arguments, order.as_ref(), config)?;
     let address = reachable(arguments.address.unwrap_or(config.listen));
     if address.port() == 0 {
         return Err(usage(t!("cli.which_address")));
     }
-    let sent = callback.masked();
+    let sent = callback.signed.masked();
     let url = format!("http://{address}{NOTIFY_PATH}");
-    let method = callback.method().clone();
+    let method = callback.method.clone();
     if !arguments.json {
         output::line(&format!("→ {method} {url}\n  {sent}"))?;
     }
@@ -124,10 +124,10 @@ pub(super) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result
 }
 
 /// The callback for `order`, changed as the arguments say; an order that is not there needs a merchant and an amount.
-fn callback(arguments: &Arguments, order: Option<&Order>, config: &Config) -> anyhow::Result<Callback> {
+fn signed(arguments: &Arguments, order: Option<&Order>, config: &Config) -> anyhow::Result<Callback> {
     let mut fields = match (order, &arguments.pid, &arguments.money) {
-        (Some(order), _, _) => Fields::of(order),
-        (None, Some(pid), Some(money)) => Fields::unknown(&arguments.order_no, pid.clone(), money.clone()),
+        (Some(order), _, _) => callback::paid(order),
+        (None, Some(pid), Some(money)) => callback::unknown(&arguments.order_no, pid.clone(), money.clone()),
         (None, _, _) => bail!(t!("cli.no_such_order_to_trigger", order = arguments.order_no).into_owned()),
     };
     for (said, instead) in [
@@ -144,11 +144,11 @@ fn callback(arguments: &Arguments, order: Option<&Order>, config: &Config) -> an
     fields.param = arguments.param.clone().or(fields.param);
     let owner = order.map(|order| order.terms.merchant.as_str());
     let key = signing_key(&fields.pid, owner, arguments.live, config)?;
-    let mut callback = Callback::sign(fields, &key, arguments.method.into());
+    let mut signed = SignedCallback::v1(fields, &key);
     if arguments.bad_sign {
-        callback.spoil();
+        signed.spoil();
     }
-    Ok(callback)
+    Ok(Callback { signed, method: arguments.method.into() })
 }
 
 /// The key to sign with: that of the merchant named, else of the order's. Both must be sandboxes, or `live` be said.

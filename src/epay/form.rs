@@ -14,10 +14,13 @@ const KEY_CHARS_TOLD: usize = 32;
 /// Fields that only requests to a gateway have. In a notification they are the trace of a re-cut pay link.
 const REQUEST_ONLY: [&str; 5] = ["clientip", "device", "key", "notify_url", "return_url"];
 
+/// A key and its value, decoded.
+pub(crate) type Field<'a> = (Cow<'a, str>, Cow<'a, str>);
+
 /// The parameters of a query string or form body, sorted by key, each key once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Form<'a> {
-    fields: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    fields: Vec<Field<'a>>,
 }
 
 /// Why a notification cannot be read.
@@ -52,23 +55,11 @@ pub(crate) enum Malformed {
 impl<'a> Form<'a> {
     /// Reads `application/x-www-form-urlencoded` text, refusing whatever has more than one reading.
     pub(crate) fn parse(encoded: &'a [u8]) -> Result<Self, Malformed> {
-        let mut fields = Vec::with_capacity(16);
-        for pair in encoded.split(|&b| b == b'&').filter(|pair| !pair.is_empty()) {
-            if fields.len() == FIELDS_MAX {
-                return Err(Malformed::TooManyFields);
-            }
-            let cut = pair.iter().position(|&b| b == b'=');
-            let (key, value) = match cut {
-                Some(at) => (&pair[..at], &pair[at + 1..]),
-                None => (pair, &[][..]),
-            };
-            fields.push((decode(key)?, decode(value)?));
-        }
-        Self::new(fields)
+        Self::new(decode_pairs(encoded)?)
     }
 
     /// Takes fields that are decoded already, under the same rules as [`Form::parse`].
-    pub(crate) fn new(mut fields: Vec<(Cow<'a, str>, Cow<'a, str>)>) -> Result<Self, Malformed> {
+    pub(crate) fn new(mut fields: Vec<Field<'a>>) -> Result<Self, Malformed> {
         fields.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         for (key, value) in &fields {
             let key_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
@@ -89,7 +80,7 @@ impl<'a> Form<'a> {
     }
 
     /// Takes fields as somebody would send them, whatever they are: for signing, not for believing.
-    pub(crate) fn as_sent(mut fields: Vec<(Cow<'a, str>, Cow<'a, str>)>) -> Self {
+    pub(crate) fn as_sent(mut fields: Vec<Field<'a>>) -> Self {
         fields.sort_unstable();
         Self { fields }
     }
@@ -109,6 +100,23 @@ impl<'a> Form<'a> {
     pub(crate) fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
         self.fields.iter().map(|(key, value)| (key.as_ref(), value.as_ref()))
     }
+}
+
+/// The fields of `application/x-www-form-urlencoded` text as they stand there, under no rules but those of the encoding.
+pub(crate) fn decode_pairs(encoded: &[u8]) -> Result<Vec<Field<'_>>, Malformed> {
+    let mut fields = Vec::with_capacity(16);
+    for pair in encoded.split(|&b| b == b'&').filter(|pair| !pair.is_empty()) {
+        if fields.len() == FIELDS_MAX {
+            return Err(Malformed::TooManyFields);
+        }
+        let cut = pair.iter().position(|&b| b == b'=');
+        let (key, value) = match cut {
+            Some(at) => (&pair[..at], &pair[at + 1..]),
+            None => (pair, &[][..]),
+        };
+        fields.push((decode(key)?, decode(value)?));
+    }
+    Ok(fields)
 }
 
 /// As much of a key as an error repeats; keys are ASCII by then.

@@ -3,14 +3,20 @@
 //! Everything here is pure: bytes in, a verdict out. A notification goes through two doors, and the types keep the order:
 //! [`Unverified::parse`] refuses what has no single reading, [`Unverified::verify`] refuses what the gateway did not sign.
 
+mod callback;
 mod form;
 mod notification;
 mod rsa;
 mod sign;
 mod text;
 
-pub(crate) use form::{Form, encode, glimpse};
+pub(crate) use callback::{CallbackFields, SignedCallback};
+#[cfg(test)]
+pub(crate) use form::Field;
+pub(crate) use form::{Form, decode_pairs, encode, glimpse};
 pub(crate) use notification::{Credentials, Notification, Unverified, VerifyError};
 pub(crate) use rsa::{PlatformKey, PrivateKey};
+#[cfg(test)]
 pub(crate) use sign::sign_md5;
+pub(crate) use sign::verify_md5;
 pub(crate) use text::{forbidden_char, unescape};

@@ -71,6 +71,11 @@ impl PrivateKey {
         key.map(|key| Self(Arc::new(key))).map_err(|_| BadPrivateKey)
     }
 
+    /// The public half, which verifies what this signs.
+    pub(crate) fn public_key(&self) -> PlatformKey {
+        PlatformKey(UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, self.0.public().as_ref().to_vec()))
+    }
+
     /// The V2 signature of `form`, as base64; `sign` and `sign_type` are not signed.
     ///
     /// # Panics
@@ -145,6 +150,8 @@ mod tests {
         assert!(PlatformKey::parse(PEM).unwrap().verify(&form("1.00"), &sign));
         assert!(!PlatformKey::parse(PEM).unwrap().verify(&form("1.01"), &sign));
         assert!(!PlatformKey::parse(other).unwrap().verify(&form("1.00"), &sign));
+        assert!(key.public_key().verify(&form("1.00"), &sign));
+        assert!(!key.public_key().verify(&form("1.01"), &sign));
         assert_eq!(format!("{key:?}"), "***");
     }
 

@@ -38,7 +38,7 @@ fn digest(form: &Form, key: &Secret, blank: BlankValues) -> [u8; 16] {
 /// Whether `sign` is the MD5 signature of `form` under `key`, in either dialect of blank values.
 ///
 /// The 16 bytes are compared in constant time. An empty key verifies nothing.
-pub(super) fn verify_md5(form: &Form, key: &Secret, sign: &str) -> bool {
+pub(crate) fn verify_md5(form: &Form, key: &Secret, sign: &str) -> bool {
     let Some(claimed) = decode_hex(sign) else {
         return false;
     };

@@ -15,5 +15,6 @@ mod payment;
 mod pid_file;
 mod reload;
 mod restart;
+mod simulator;
 mod support;
 mod systemd;

@@ -1,0 +1,243 @@
+//! `gateway simulate`: a pretend gateway for tests and first steps.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use rust_i18n::t;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::failure::{Exit, eprint, usage};
+use super::output;
+use super::start::parse_seconds;
+use super::trigger::SendMethod;
+use crate::config::{ConfigError, Loaded};
+use crate::epay::PrivateKey;
+use crate::secret::Secret;
+use crate::simulator::{
+    ATTEMPTS_MAX, Event, Fault, FaultAsked, LeftOut, Merchant, PayAnswer, Probability, Settings, Simulator,
+};
+
+/// How many events may wait to be printed; where more do, some are not.
+const EVENTS_MAX: usize = 10_000;
+/// How long the last events may take to be printed.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+#[derive(clap::Subcommand)]
+pub(super) enum Command {
+    /// Run a pretend gateway: it takes orders, no money, and sends callbacks; wrong ones if you like
+    #[command(after_help = CONTROL_HELP)]
+    Simulate(Simulate),
+}
+
+const CONTROL_HELP: &str = "\
+The gateway is at submit.php, mapi.php, api.php and api/pay/…; set gateway_url to the URL that the first line names.
+
+For tests, on the same address:
+  POST /simulate/pay       out_trade_no=…[&money=…]   pay as a buyer would
+  POST /simulate/callback  out_trade_no=…             send the callback of a paid order again, now
+  POST /simulate/faults    fault=NAME=P&fault=…       change the faults; an empty body: none
+  GET  /simulate/orders                               every order, as JSON
+
+Faults: late, duplicate, concurrent, never, wrong-amount, wrong-pid, bad-sign (callbacks); slow, error-500, reset, rate-limit \
+(the API; reset: callbacks, too); lie-pid, lie-money, lie-status (replies to queries).";
+
+#[derive(clap::Args)]
+pub(super) struct Simulate {
+    /// Where to listen; port 0 lets the system choose
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8088")]
+    listen: SocketAddr,
+    /// Let others than this machine in: anyone who gets there pays without money
+    #[arg(long)]
+    public: bool,
+    /// A V1 merchant to use instead of those in the configuration
+    #[arg(long, requires = "key_file")]
+    pid: Option<String>,
+    /// The file of that merchant's key
+    #[arg(long, value_name = "FILE", requires = "pid")]
+    key_file: Option<PathBuf>,
+    /// The gateway's own private key, which V2 merchants need
+    #[arg(long, value_name = "FILE", conflicts_with = "pid")]
+    platform_private_key_file: Option<PathBuf>,
+    /// How callbacks are sent
+    #[arg(long, value_enum, default_value_t = SendMethod::Get)]
+    method: SendMethod,
+    #[arg(
+        long,
+        value_name = "KIND",
+        default_value_t = PayAnswer::PayUrl,
+        value_parser = parse_answer,
+        help = "What new orders are answered with: payurl, qrcode or urlscheme"
+    )]
+    answer: PayAnswer,
+    /// How long a minute of the retry pattern takes, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = parse_seconds)]
+    minute: Duration,
+    /// How many times a callback is sent that nobody answers `success`: at once, after 1, 3, 19 and 55 minutes
+    #[arg(long, value_name = "N", default_value_t = ATTEMPTS_MAX, value_parser = clap::value_parser!(u8).range(1..=i64::from(ATTEMPTS_MAX)))]
+    attempts: u8,
+    /// Something to do wrong, always or with a probability from 0 to 1; `all` for everything
+    #[arg(long = "fault", value_name = "NAME[=PROBABILITY]", value_parser = parse_fault)]
+    faults: Vec<FaultAsked>,
+    /// How long a slow reply takes, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = parse_seconds)]
+    slow: Duration,
+    /// Where all that is left to chance begins; the same number does the same again
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Pay each order by itself after so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    auto_pay: Option<Duration>,
+    /// How probable it is that an order pays itself
+    #[arg(long, value_name = "PROBABILITY", requires = "auto_pay", value_parser = parse_probability)]
+    pay_ratio: Option<Probability>,
+    /// Report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(
+    command: Command,
+    loaded: impl FnOnce() -> Result<Loaded, ConfigError>,
+) -> anyhow::Result<Exit> {
+    let Command::Simulate(arguments) = command;
+    if !arguments.listen.ip().is_loopback() && !arguments.public {
+        return Err(usage(t!("gateway.not_loopback", address = arguments.listen)));
+    }
+    let merchants = merchants(&arguments, loaded)?;
+    if merchants.is_empty() {
+        return Err(usage(t!("gateway.no_merchant")));
+    }
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let cannot_listen = || t!("log.bind_failed", address = arguments.listen).into_owned();
+    let listener = TcpListener::bind(arguments.listen).await.with_context(cannot_listen)?;
+    let url = format!("http://{}/", listener.local_addr()?);
+    output::line(&if arguments.json {
+        json!({ "event": "listening", "url": url }).to_string()
+    } else {
+        t!("gateway.listening", url = url).into_owned()
+    })?;
+    let seed = arguments.seed.map_or_else(getrandom::u64, Ok)?;
+    if arguments.seed.is_none() {
+        eprint(&t!("gateway.seed", seed = seed));
+    }
+    let (events, printer) = printer(arguments.json);
+    let settings = Settings {
+        seed,
+        faults: arguments.faults.into_iter().collect(),
+        method: arguments.method.into(),
+        answer: arguments.answer,
+        minute: arguments.minute,
+        attempts: arguments.attempts,
+        slow: arguments.slow,
+        auto_pay: arguments.auto_pay.map(|after| (after, arguments.pay_ratio.unwrap_or(Probability::ALWAYS))),
+        on_event: events,
+    };
+    let shutdown = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    Simulator::new(merchants, settings).serve(listener, shutdown).await?;
+    // All that could tell of events is gone by now, so the printer ends; unless nobody reads what it prints.
+    let _ = printer.recv_timeout(LAST_WORDS);
+    Ok(Exit::Done)
+}
+
+/// Those that the gateway will have accounts for.
+fn merchants(
+    arguments: &Simulate,
+    loaded: impl FnOnce() -> Result<Loaded, ConfigError>,
+) -> anyhow::Result<Vec<Merchant>> {
+    if let (Some(pid), Some(file)) = (&arguments.pid, &arguments.key_file) {
+        let key = read(file)?;
+        let key = key.trim_end_matches(['\r', '\n']);
+        if key.trim().is_empty() || pid.is_empty() {
+            return Err(usage(t!("gateway.empty_key", path = file.display())));
+        }
+        return Ok(vec![Merchant::v1(pid, Secret::new(key))]);
+    }
+    let platform_key = arguments.platform_private_key_file.as_deref().map(platform_key).transpose()?;
+    let mut merchants = Vec::new();
+    for merchant in &loaded()?.config.merchants {
+        match Merchant::of(merchant, platform_key.as_ref()) {
+            Ok(merchant) => merchants.push(merchant),
+            Err(reason) => eprint(&left_out(reason, &merchant.pid)),
+        }
+    }
+    Ok(merchants)
+}
+
+fn platform_key(file: &Path) -> anyhow::Result<PrivateKey> {
+    PrivateKey::parse(&read(file)?)
+        .map_err(|_| anyhow!(t!("config.bad_private_key", path = file.display()).into_owned()))
+}
+
+fn read(file: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(file).with_context(|| file.display().to_string())
+}
+
+/// Prints events, a line each, on a thread of its own: who does not read them must not stop the gateway. The other end of what
+/// comes second is closed when all is printed.
+fn printer(json: bool) -> (Box<dyn Fn(Event) + Send + Sync>, Receiver<()>) {
+    let (events, waiting) = sync_channel::<Event>(EVENTS_MAX);
+    let (printing, printed) = sync_channel(0);
+    thread::spawn(move || {
+        let _printing: SyncSender<()> = printing;
+        for event in waiting {
+            let line = if json { serde_json::to_string(&event).unwrap_or_default() } else { text(&event) };
+            // A reader that has gone has seen enough; whoever still speaks to the gateway goes on.
+            if output::line(&line).is_err() {
+                return;
+            }
+        }
+    });
+    // Where the printer has gone, or is too slow, the event is lost.
+    (Box::new(move |event| drop(events.try_send(event))), printed)
+}
+
+/// An event for a person, as one line whatever merchants put into their fields.
+fn text(event: &Event) -> String {
+    let text = match event {
+        Event::Created { pid, out_trade_no, trade_no, money } => {
+            t!("gateway.created", order = out_trade_no, pid = pid, trade = trade_no, amount = money)
+        }
+        Event::Paid { out_trade_no, money } => t!("gateway.paid", order = out_trade_no, amount = money),
+        Event::Callback { out_trade_no, count, sent, answer, delivered } => {
+            let mark = if *delivered { '✓' } else { '✗' };
+            t!("gateway.callback", order = out_trade_no, count = count, kind = sent, answer = answer, mark = mark)
+        }
+        Event::Query { out_trade_no, status } => t!("gateway.query", order = out_trade_no, status = status),
+        Event::Refund { out_trade_no, money } => t!("gateway.refund", order = out_trade_no, amount = money),
+        Event::Closed { out_trade_no } => t!("gateway.closed", order = out_trade_no),
+        Event::Fault { endpoint, fault } => t!("gateway.fault", endpoint = endpoint, fault = fault),
+        Event::Refused { endpoint, reason } => t!("gateway.refused", endpoint = endpoint, reason = reason),
+    };
+    output::escaped(&text)
+}
+
+fn left_out(reason: LeftOut, pid: &str) -> String {
+    match reason {
+        LeftOut::NoPlatformKey => t!("gateway.no_platform_key", pid = pid),
+        LeftOut::NoPrivateKey => t!("gateway.no_private_key", pid = pid),
+    }
+    .into_owned()
+}
+
+fn parse_answer(text: &str) -> Result<PayAnswer, String> {
+    PayAnswer::from_name(text).ok_or_else(|| t!("cli.not_one_of", known = PayAnswer::known()).into_owned())
+}
+
+fn parse_fault(text: &str) -> Result<FaultAsked, String> {
+    text.parse().map_err(|_| t!("gateway.bad_fault", known = Fault::known()).into_owned())
+}
+
+fn parse_probability(text: &str) -> Result<Probability, String> {
+    text.parse().map_err(|_| t!("gateway.bad_probability").into_owned())
+}
