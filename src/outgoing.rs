@@ -1,0 +1,308 @@
+//! The one HTTP client: whatever we ask of others (gateways, Telegram, the bot) is asked here.
+//!
+//! A thin layer over reqwest. What it adds are limits (of time, of a reply's size), no redirects, and errors that say whether the
+//! request may have arrived and never tell its URL: keys travel in some of ours.
+
+use std::error::Error;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use reqwest::header::RETRY_AFTER;
+use reqwest::{Method, RequestBuilder, Response, Url};
+use rust_i18n::t;
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
+use serde::Serialize;
+use tokio::time::Instant;
+
+#[cfg(test)]
+pub(crate) mod loopback;
+#[cfg(test)]
+mod tests;
+
+const USER_AGENT: &str = concat!("webhookctl/", env!("CARGO_PKG_VERSION"));
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How large a reply may be; gateways' and Telegram's are a few kilobytes.
+const REPLY_BYTES_MAX: usize = 256 * 1024;
+
+/// How long a connection is kept for the next request: long enough for a series of them, and shorter than servers keep theirs, so
+/// that a request seldom meets a connection which the other side is just closing.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a request waits before its second attempt.
+const REPEAT_PAUSE: Duration = Duration::from_millis(200);
+
+/// How much of an error's cause is told.
+const CAUSE_CHARS_TOLD: usize = 200;
+
+/// How many errors below an error are looked at for the cause.
+const CAUSES_MAX: usize = 16;
+
+/// Sends requests. A clone shares the connections.
+#[derive(Clone)]
+pub(crate) struct Client {
+    /// For what runs on this machine: no proxy would find it there.
+    direct: reqwest::Client,
+    /// For all others, by way of the proxy that the environment names, if it names one.
+    outward: reqwest::Client,
+    has_roots: bool,
+}
+
+/// What came back, whatever its status.
+#[derive(Clone, Debug)]
+pub(crate) struct Reply {
+    /// The HTTP status.
+    pub(crate) status: u16,
+    /// The body, of 256 KiB at most.
+    pub(crate) body: Bytes,
+    /// How long the other side wants to be left alone, where it gives seconds.
+    pub(crate) retry_after: Option<Duration>,
+}
+
+/// Why there is no reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum OutgoingError {
+    /// What was to be sent cannot be: a bad URL or header.
+    Unsendable(String),
+    /// https was asked for, and this machine has no root certificates to check anybody with.
+    NoRootCertificates,
+    /// There was no connection, so nothing was sent.
+    NotConnected(String),
+    /// There was no connection within 5 s, so nothing was sent.
+    ConnectTimedOut,
+    /// The time for the whole ran out.
+    TimedOut,
+    /// The connection ended before the reply did.
+    BrokeOff(String),
+    /// The reply is larger than 256 KiB.
+    TooLarge,
+}
+
+impl OutgoingError {
+    /// Whether the other side may have got the request, and done what it asks.
+    pub(crate) fn may_have_arrived(&self) -> bool {
+        match self {
+            Self::Unsendable(_) | Self::NoRootCertificates | Self::NotConnected(_) | Self::ConnectTimedOut => false,
+            Self::TimedOut | Self::BrokeOff(_) | Self::TooLarge => true,
+        }
+    }
+
+    /// Whether a second attempt may well succeed, and soon enough.
+    fn is_passing(&self) -> bool {
+        matches!(self, Self::NotConnected(_) | Self::BrokeOff(_))
+    }
+}
+
+impl fmt::Display for OutgoingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&match self {
+            Self::Unsendable(cause) => t!("outgoing.unsendable", cause = cause),
+            Self::NoRootCertificates => t!("outgoing.no_root_certificates"),
+            Self::NotConnected(cause) => t!("outgoing.not_connected", cause = cause),
+            Self::ConnectTimedOut => t!("outgoing.connect_timed_out", seconds = CONNECT_TIMEOUT.as_secs()),
+            Self::TimedOut => t!("outgoing.timed_out"),
+            Self::BrokeOff(cause) => t!("outgoing.broke_off", cause = cause),
+            Self::TooLarge => t!("outgoing.too_large", kib = REPLY_BYTES_MAX / 1024),
+        })
+    }
+}
+
+impl Error for OutgoingError {}
+
+impl From<reqwest::Error> for OutgoingError {
+    fn from(error: reqwest::Error) -> Self {
+        let error = error.without_url();
+        if error.is_builder() {
+            Self::Unsendable(cause_of(&error))
+        } else if error.is_connect() && error.is_timeout() {
+            Self::ConnectTimedOut
+        } else if error.is_connect() {
+            Self::NotConnected(cause_of(&error))
+        } else if error.is_timeout() {
+            Self::TimedOut
+        } else {
+            Self::BrokeOff(cause_of(&error))
+        }
+    }
+}
+
+/// How often a request may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempts {
+    One,
+    /// A second time where the connection failed: for what may as well be asked twice.
+    Two,
+}
+
+impl Client {
+    /// A client that trusts the system's root certificates, or those of `SSL_CERT_FILE`. Where there are none, it still speaks http.
+    pub(crate) fn new() -> Self {
+        // What cannot be read is told by a request that needs it: see `OutgoingError::NoRootCertificates`.
+        Self::trusting(rustls_native_certs::load_native_certs().certs)
+    }
+
+    fn trusting(certificates: Vec<CertificateDer<'static>>) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(certificates);
+        let has_roots = !roots.is_empty();
+        // Named here and not installed for the process: an embedding program may have a provider of its own.
+        let mut tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("ring knows TLS 1.2 and 1.3")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let build = |builder: reqwest::ClientBuilder| {
+            let built = builder
+                .user_agent(USER_AGENT)
+                .redirect(reqwest::redirect::Policy::none())
+                .referer(false)
+                .retry(reqwest::retry::never())
+                .connect_timeout(CONNECT_TIMEOUT)
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .tls_backend_preconfigured(tls.clone())
+                .build();
+            built.expect("a constant user agent and a TLS configuration that is complete already cannot fail")
+        };
+        Self {
+            direct: build(reqwest::Client::builder().no_proxy()),
+            outward: build(reqwest::Client::builder()),
+            has_roots,
+        }
+    }
+
+    /// Asks for `url`; a second time if the connection fails, within `timeout`.
+    pub(crate) async fn get(&self, url: &str, timeout: Duration) -> Result<Reply, OutgoingError> {
+        send(self.request(Method::GET, url)?, Attempts::Two, timeout).await
+    }
+
+    /// Posts a form, once.
+    pub(crate) async fn post_form(
+        &self,
+        url: &str,
+        pairs: &[(&str, &str)],
+        timeout: Duration,
+    ) -> Result<Reply, OutgoingError> {
+        send(self.request(Method::POST, url)?.form(pairs), Attempts::One, timeout).await
+    }
+
+    /// Posts a form that does no more when it arrives twice; a second time if the connection fails, within `timeout`.
+    pub(crate) async fn post_repeatable_form(
+        &self,
+        url: &str,
+        pairs: &[(&str, &str)],
+        timeout: Duration,
+    ) -> Result<Reply, OutgoingError> {
+        send(self.request(Method::POST, url)?.form(pairs), Attempts::Two, timeout).await
+    }
+
+    /// Posts `value` as JSON, once.
+    pub(crate) async fn post_json(
+        &self,
+        url: &str,
+        value: &impl Serialize,
+        timeout: Duration,
+    ) -> Result<Reply, OutgoingError> {
+        send(self.request(Method::POST, url)?.json(value), Attempts::One, timeout).await
+    }
+
+    /// Posts `body` as it is with these headers, which say what it is, once.
+    pub(crate) async fn post_bytes(
+        &self,
+        url: &str,
+        headers: &[(&str, String)],
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<Reply, OutgoingError> {
+        let mut request = self.request(Method::POST, url)?;
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        send(request.body(body), Attempts::One, timeout).await
+    }
+
+    fn request(&self, method: Method, url: &str) -> Result<RequestBuilder, OutgoingError> {
+        let url = Url::parse(url).map_err(|error| OutgoingError::Unsendable(error.to_string()))?;
+        if url.scheme() == "https" && !self.has_roots {
+            return Err(OutgoingError::NoRootCertificates);
+        }
+        let client = if is_on_this_machine(&url) { &self.direct } else { &self.outward };
+        Ok(client.request(method, url))
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not what is inside: a proxy's password may be.
+        f.debug_struct("Client").field("has_roots", &self.has_roots).finish_non_exhaustive()
+    }
+}
+
+/// Whether `url` names this machine by a loopback address or as `localhost`.
+fn is_on_this_machine(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+/// Sends a request within `timeout`, all attempts together.
+async fn send(request: RequestBuilder, attempts: Attempts, timeout: Duration) -> Result<Reply, OutgoingError> {
+    let (client, request) = request.build_split();
+    let mut request = request?;
+    let deadline = Instant::now() + timeout;
+    *request.timeout_mut() = Some(timeout);
+    let again = (attempts == Attempts::Two).then(|| request.try_clone()).flatten();
+    let first = attempt(&client, request).await;
+    let is_late = deadline.saturating_duration_since(Instant::now()) <= REPEAT_PAUSE;
+    match (first, again) {
+        (Err(error), Some(mut again)) if error.is_passing() && !is_late => {
+            tokio::time::sleep(REPEAT_PAUSE).await;
+            *again.timeout_mut() = Some(deadline.saturating_duration_since(Instant::now()));
+            attempt(&client, again).await
+        }
+        (first, _) => first,
+    }
+}
+
+async fn attempt(client: &reqwest::Client, request: reqwest::Request) -> Result<Reply, OutgoingError> {
+    let mut response = client.execute(request).await?;
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await? {
+        if body.len() + chunk.len() > REPLY_BYTES_MAX {
+            return Err(OutgoingError::TooLarge);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Reply { status: response.status().as_u16(), body: body.freeze(), retry_after: retry_after(&response) })
+}
+
+/// The header's seconds; a date, its other form, is not read.
+fn retry_after(response: &Response) -> Option<Duration> {
+    let seconds: u32 = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds.into()))
+}
+
+/// The words at the bottom of an error: the system's, where it was the system that refused.
+fn cause_of(error: &reqwest::Error) -> String {
+    let below = std::iter::successors(error.source(), |&error| error.source());
+    let cause = below.take(CAUSES_MAX).last().map_or_else(|| error.to_string(), ToString::to_string);
+    excerpt(&cause, CAUSE_CHARS_TOLD)
+}
+
+/// The beginning of what somebody else wrote, fit for one line: control characters and line separators are escaped.
+pub(crate) fn excerpt(text: &str, chars_max: usize) -> String {
+    let mut fit = String::new();
+    for c in text.chars().take(chars_max) {
+        if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') {
+            fit.extend(c.escape_default());
+        } else {
+            fit.push(c);
+        }
+    }
+    fit
+}
