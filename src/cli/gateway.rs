@@ -107,11 +107,11 @@ pub(super) async fn run(
 ) -> anyhow::Result<Exit> {
     let Command::Simulate(arguments) = command;
     if !arguments.listen.ip().is_loopback() && !arguments.public {
-        return Err(usage(t!("gateway.not_loopback", address = arguments.listen)));
+        return Err(usage(t!("simulate.not_loopback", address = arguments.listen)));
     }
     let merchants = merchants(&arguments, loaded)?;
     if merchants.is_empty() {
-        return Err(usage(t!("gateway.no_merchant")));
+        return Err(usage(t!("simulate.no_merchant")));
     }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let cannot_listen = || t!("log.bind_failed", address = arguments.listen).into_owned();
@@ -120,11 +120,11 @@ pub(super) async fn run(
     output::line(&if arguments.json {
         json!({ "event": "listening", "url": url }).to_string()
     } else {
-        t!("gateway.listening", url = url).into_owned()
+        t!("simulate.listening", url = url).into_owned()
     })?;
     let seed = arguments.seed.map_or_else(getrandom::u64, Ok)?;
     if arguments.seed.is_none() {
-        eprint(&t!("gateway.seed", seed = seed));
+        eprint(&t!("simulate.seed", seed = seed));
     }
     let (events, printer) = printer(arguments.json);
     let settings = Settings {
@@ -159,7 +159,7 @@ fn merchants(
         let key = read(file)?;
         let key = key.trim_end_matches(['\r', '\n']);
         if key.trim().is_empty() || pid.is_empty() {
-            return Err(usage(t!("gateway.empty_key", path = file.display())));
+            return Err(usage(t!("simulate.empty_key", path = file.display())));
         }
         return Ok(vec![Merchant::v1(pid, Secret::new(key))]);
     }
@@ -206,26 +206,26 @@ fn printer(json: bool) -> (Box<dyn Fn(Event) + Send + Sync>, Receiver<()>) {
 fn text(event: &Event) -> String {
     let text = match event {
         Event::Created { pid, out_trade_no, trade_no, money } => {
-            t!("gateway.created", order = out_trade_no, pid = pid, trade = trade_no, amount = money)
+            t!("simulate.created", order = out_trade_no, pid = pid, trade = trade_no, amount = money)
         }
-        Event::Paid { out_trade_no, money } => t!("gateway.paid", order = out_trade_no, amount = money),
+        Event::Paid { out_trade_no, money } => t!("simulate.paid", order = out_trade_no, amount = money),
         Event::Callback { out_trade_no, count, sent, answer, delivered } => {
             let mark = if *delivered { '✓' } else { '✗' };
-            t!("gateway.callback", order = out_trade_no, count = count, kind = sent, answer = answer, mark = mark)
+            t!("simulate.callback", order = out_trade_no, count = count, kind = sent, answer = answer, mark = mark)
         }
-        Event::Query { out_trade_no, status } => t!("gateway.query", order = out_trade_no, status = status),
-        Event::Refund { out_trade_no, money } => t!("gateway.refund", order = out_trade_no, amount = money),
-        Event::Closed { out_trade_no } => t!("gateway.closed", order = out_trade_no),
-        Event::Fault { endpoint, fault } => t!("gateway.fault", endpoint = endpoint, fault = fault),
-        Event::Refused { endpoint, reason } => t!("gateway.refused", endpoint = endpoint, reason = reason),
+        Event::Query { out_trade_no, status } => t!("simulate.query", order = out_trade_no, status = status),
+        Event::Refund { out_trade_no, money } => t!("simulate.refund", order = out_trade_no, amount = money),
+        Event::Closed { out_trade_no } => t!("simulate.closed", order = out_trade_no),
+        Event::Fault { endpoint, fault } => t!("simulate.fault", endpoint = endpoint, fault = fault),
+        Event::Refused { endpoint, reason } => t!("simulate.refused", endpoint = endpoint, reason = reason),
     };
     output::escaped(&text)
 }
 
 fn left_out(reason: LeftOut, pid: &str) -> String {
     match reason {
-        LeftOut::NoPlatformKey => t!("gateway.no_platform_key", pid = pid),
-        LeftOut::NoPrivateKey => t!("gateway.no_private_key", pid = pid),
+        LeftOut::NoPlatformKey => t!("simulate.no_platform_key", pid = pid),
+        LeftOut::NoPrivateKey => t!("simulate.no_private_key", pid = pid),
     }
     .into_owned()
 }
@@ -235,9 +235,9 @@ fn parse_answer(text: &str) -> Result<PayAnswer, String> {
 }
 
 fn parse_fault(text: &str) -> Result<FaultAsked, String> {
-    text.parse().map_err(|_| t!("gateway.bad_fault", known = Fault::known()).into_owned())
+    text.parse().map_err(|_| t!("simulate.bad_fault", known = Fault::known()).into_owned())
 }
 
 fn parse_probability(text: &str) -> Result<Probability, String> {
-    text.parse().map_err(|_| t!("gateway.bad_probability").into_owned())
+    text.parse().map_err(|_| t!("simulate.bad_probability").into_owned())
 }

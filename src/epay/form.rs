@@ -62,8 +62,7 @@ impl<'a> Form<'a> {
     pub(crate) fn new(mut fields: Vec<Field<'a>>) -> Result<Self, Malformed> {
         fields.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         for (key, value) in &fields {
-            let key_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-            if key.is_empty() || !key.bytes().all(key_byte) {
+            if !is_key(key) {
                 return Err(Malformed::BadKey);
             }
             if text::has_bare_ampersand(value) {
@@ -117,6 +116,11 @@ pub(crate) fn decode_pairs(encoded: &[u8]) -> Result<Vec<Field<'_>>, Malformed> 
         fields.push((decode(key)?, decode(value)?));
     }
     Ok(fields)
+}
+
+/// Whether this can be a field's key: no reading of a signing string takes anything else for one.
+pub(super) fn is_key(key: &str) -> bool {
+    !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
 /// As much of a key as an error repeats; keys are ASCII by then.

@@ -1,9 +1,11 @@
 //! The epay (易支付) protocol: the language in which gateways tell merchants of payments.
 //!
-//! Everything here is pure: bytes in, a verdict out. A notification goes through two doors, and the types keep the order:
-//! [`Unverified::parse`] refuses what has no single reading, [`Unverified::verify`] refuses what the gateway did not sign.
+//! Everything but [`client`], which asks gateways, is pure: bytes in, a verdict out. A notification goes through two doors, and the
+//! types keep the order: [`Unverified::parse`] refuses what has no single reading, [`Unverified::verify`] refuses what the gateway
+//! did not sign.
 
 mod callback;
+pub(crate) mod client;
 mod form;
 mod notification;
 mod rsa;

@@ -9,7 +9,7 @@ use crate::clock::Timestamp;
 use crate::money::Amount;
 use crate::secret::Secret;
 
-/// How far a V2 notification's timestamp may be from our clock, either way.
+/// How far a V2 timestamp may be from our clock, either way.
 const DRIFT_MAX_S: u64 = 300;
 
 /// What proves that a notification comes from a merchant's gateway. Each merchant has one kind: there is no downgrade.
@@ -111,7 +111,7 @@ impl<'a> Unverified<'a> {
             }
             _ => return Err(VerifyError::BadSignature),
         };
-        if matches!(credentials, Credentials::V2 { .. }) && !self.is_fresh(now) {
+        if matches!(credentials, Credentials::V2 { .. }) && !is_fresh(self.field("timestamp"), now) {
             return Err(VerifyError::Stale);
         }
         Ok(Notification {
@@ -125,15 +125,16 @@ impl<'a> Unverified<'a> {
         })
     }
 
-    fn is_fresh(&self, now: Timestamp) -> bool {
-        let signed_at: Option<i64> = self.field("timestamp").parse().ok();
-        signed_at.is_some_and(|signed_at| signed_at.abs_diff(now.ms().div_euclid(1000)) <= DRIFT_MAX_S)
-    }
-
     /// A field's value; the required ones are there since [`Unverified::parse`], any other is empty where it is absent.
     fn field(&self, key: &str) -> &str {
         self.form.get(key).unwrap_or_default()
     }
+}
+
+/// Whether `timestamp`, in Unix seconds, is near enough to `now` for what was signed then to be believed.
+pub(super) fn is_fresh(timestamp: &str, now: Timestamp) -> bool {
+    let signed_at: Option<i64> = timestamp.parse().ok();
+    signed_at.is_some_and(|signed_at| signed_at.abs_diff(now.ms().div_euclid(1000)) <= DRIFT_MAX_S)
 }
 
 #[cfg(test)]
