@@ -49,9 +49,26 @@ impl Timestamp {
         self.instant().to_zoned(TimeZone::fixed(Offset::constant(8))).strftime("%Y-%m-%d %H:%M:%S").to_string()
     }
 
+    /// The time that a person names: how long before `now`, such as `10m` or `1h 30m`, or local time, such as `2026-01-02 03:04`.
+    pub(crate) fn parse_since(text: &str, now: Self) -> Option<Self> {
+        let since = match text.parse::<civil::DateTime>() {
+            Ok(local) => local.to_zoned(TimeZone::system()).ok()?.timestamp(),
+            Err(_) => ago(text, now)?,
+        };
+        Some(Self(since.as_millisecond()))
+    }
+
     fn instant(self) -> jiff::Timestamp {
         jiff::Timestamp::from_millisecond(self.0).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
     }
+}
+
+/// The time that lies so long before `now`.
+fn ago(text: &str, now: Timestamp) -> Option<jiff::Timestamp> {
+    let span: Span = text.parse().ok()?;
+    let ago = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
+    let since = now.instant().checked_sub(ago).ok()?;
+    (ago >= SignedDuration::ZERO).then_some(since)
 }
 
 /// RFC 3339 in UTC to the second: `2026-01-02T03:04:05Z`.
@@ -89,10 +106,7 @@ impl LogTime {
         if let Ok(local) = text.parse::<civil::DateTime>() {
             return Self::of(local);
         }
-        let span: Span = text.parse().ok()?;
-        let ago = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
-        let since = now.instant().checked_sub(ago).ok()?;
-        (ago >= SignedDuration::ZERO).then(|| Self::earliest_of(since, &TimeZone::system())).flatten()
+        Self::earliest_of(ago(text, now)?, &TimeZone::system())
     }
 
     /// The earliest time that a record carries which is not older than `instant`. When the clocks go back, a record written after

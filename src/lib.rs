@@ -17,9 +17,11 @@
 // The map above is for those who read the code, too.
 #![allow(rustdoc::private_intra_doc_links)]
 
+mod checkout;
 mod clock;
 mod config;
 mod epay;
+mod gateways;
 mod language;
 mod logging;
 mod manager;
@@ -28,6 +30,8 @@ mod named;
 mod order;
 #[allow(dead_code, reason = "nothing asks others yet")]
 mod outgoing;
+mod reconcile;
+mod refund;
 mod secret;
 mod server;
 mod service;

@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::orders::DEFAULT_PAYMENT_TYPE;
+use crate::checkout::DEFAULT_PAYMENT_TYPE;
 use crate::epay::{CallbackFields, SignedCallback, encode};
 use crate::order::Order;
 use crate::server::NOTIFY_PATH;

@@ -10,8 +10,8 @@ use tokio::sync::oneshot;
 use super::callback::{self, Callback, Connection};
 use super::config::random_key;
 use super::failure::Exit;
-use super::orders::{Create, new_order};
 use super::{output, parse_language, users};
+use crate::checkout::{DEFAULT_PAYMENT_TYPE, Goods, Wish, creation};
 use crate::clock::Timestamp;
 use crate::config::Config;
 use crate::epay::SignedCallback;
@@ -101,8 +101,17 @@ impl Demo {
     }
 
     async fn create_order(&self, config: &Config) -> anyhow::Result<Order> {
-        let order = new_order(Create::of_package(TELEGRAM_ID, PACKAGE), config, Timestamp::now())?;
-        Ok(self.store.create_order(order).await?.order)
+        let wish = Wish {
+            telegram_id: TELEGRAM_ID,
+            goods: Goods::Package(PACKAGE.into()),
+            payment_type: DEFAULT_PAYMENT_TYPE.into(),
+            merchant: None,
+            param: None,
+            language: None,
+            client_ip: None,
+            idempotency: None,
+        };
+        Ok(self.store.create_order(creation(wish, config, Timestamp::now())?).await?.order)
     }
 
     fn callback(order: &Order, key: &Secret) -> Callback {

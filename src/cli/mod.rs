@@ -9,6 +9,7 @@ mod help;
 mod logs;
 mod orders;
 mod output;
+mod reconcile;
 mod reload;
 mod restart;
 mod serve;
@@ -63,6 +64,8 @@ enum Command {
     /// Look at users, and give them credits
     #[command(subcommand)]
     Users(users::Command),
+    /// Ask the gateways about unpaid orders, now
+    Reconcile(reconcile::Arguments),
     /// Send the running service the callback that a gateway would send for an order
     Trigger(trigger::Arguments),
     /// Show the last lines of the log file, and follow it
@@ -122,6 +125,7 @@ fn run(arguments: Arguments, document: &Result<Document, ConfigError>) -> anyhow
         Command::Config(command) => config::run(&command, file.as_deref(), loaded),
         Command::Orders(command) => in_runtime(orders::run(command, &loaded()?.config)),
         Command::Users(command) => in_runtime(users::run(command, &loaded()?.config)),
+        Command::Reconcile(arguments) => in_runtime(reconcile::run(arguments, &loaded()?.config)),
         Command::Trigger(arguments) => in_runtime(trigger::run(arguments, &loaded()?.config)),
         Command::Logs(arguments) => logs::run(&arguments, &essentials()?.log_file),
         Command::Gateway(command) => in_runtime(gateway::run(command, loaded)),

@@ -78,7 +78,7 @@ fn show(user: &User, history: &[LedgerEntry]) -> anyhow::Result<()> {
     output::columns(&rows)
 }
 
-fn parse_reason(text: &str) -> Result<String, String> {
+pub(super) fn parse_reason(text: &str) -> Result<String, String> {
     let reason = text.trim();
     if reason.is_empty() { Err(t!("cli.no_reason").into_owned()) } else { Ok(reason.to_owned()) }
 }

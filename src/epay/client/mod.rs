@@ -15,7 +15,7 @@ mod tests;
 
 use std::time::Duration;
 
-pub(crate) use answer::{Answer, State, Verdict};
+pub(crate) use answer::{Answer, Verdict};
 pub(crate) use error::GatewayError;
 pub(crate) use page::{PayPage, PayTarget, Payable};
 pub(crate) use refund::{RefundReply, RefundState};

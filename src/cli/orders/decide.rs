@@ -1,0 +1,110 @@
+//! `orders settle`, `orders cancel`, `orders refund`: what a person decides about an order.
+
+use rust_i18n::t;
+use serde_json::json;
+
+use super::{open, show};
+use crate::cli::failure::{Exit, eprint};
+use crate::cli::output;
+use crate::cli::users::parse_reason;
+use crate::clock::Timestamp;
+use crate::config::{Config, Current};
+use crate::epay::client::GatewayError;
+use crate::gateways::Gateways;
+use crate::order::OrderNo;
+use crate::refund::{Manner, Refunded, refund};
+use crate::store::ByHand;
+
+#[derive(clap::Args)]
+pub(in crate::cli) struct Decision {
+    /// The order's number
+    order_no: OrderNo,
+    /// Why: it is kept with the order
+    #[arg(long, value_name = "TEXT", value_parser = parse_reason)]
+    reason: String,
+    /// Report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+pub(in crate::cli) struct Settle {
+    #[command(flatten)]
+    decision: Decision,
+    /// The gateway's number of the payment; by default that of the payment that put the order into review
+    #[arg(long, value_name = "NO", value_parser = parse_trade_no)]
+    trade_no: Option<String>,
+}
+
+#[derive(clap::Args)]
+pub(in crate::cli) struct Refund {
+    #[command(flatten)]
+    decision: Decision,
+    /// The money has gone back in another way: ask no gateway, only take the credits back
+    #[arg(long)]
+    by_hand: bool,
+    /// Ask the gateway for the money again, although it is unclear what it did the last time
+    #[arg(long, conflicts_with = "by_hand")]
+    again: bool,
+    /// Although the buyer has spent credits: their balance may go below zero
+    #[arg(long)]
+    even_if_spent: bool,
+}
+
+impl Decision {
+    fn by_hand(&self) -> ByHand {
+        ByHand { order_no: self.order_no.to_string(), reason: self.reason.clone(), at: Timestamp::now() }
+    }
+}
+
+pub(super) async fn settle(arguments: Settle, config: &Config) -> anyhow::Result<Exit> {
+    let store = open(config).await?;
+    let order = store.settle_by_hand(arguments.decision.by_hand(), arguments.trade_no).await?;
+    store.close().await?;
+    show(&order, arguments.decision.json)
+}
+
+pub(super) async fn cancel(decision: Decision, config: &Config) -> anyhow::Result<Exit> {
+    let store = open(config).await?;
+    let order = store.cancel(decision.by_hand()).await?;
+    // Where the gateway can, it is told to take no payment for it any more. Money that comes all the same is put into review.
+    let current = Current::new(config.clone());
+    if let Some(gateway) = Gateways::new(&current, &store).of(&order.terms.merchant) {
+        match gateway.close(&order.terms.order_no).await {
+            Ok(()) | Err(GatewayError::Unsupported | GatewayError::UnknownOrder) => {}
+            Err(error) => eprint(&t!("cli.not_closed", cause = error)),
+        }
+    }
+    store.close().await?;
+    show(&order, decision.json)
+}
+
+pub(super) async fn refund_order(arguments: Refund, config: &Config) -> anyhow::Result<Exit> {
+    let store = open(config).await?;
+    let gateways = Gateways::new(&Current::new(config.clone()), &store);
+    let manner = Manner { by_hand: arguments.by_hand, even_if_spent: arguments.even_if_spent, again: arguments.again };
+    let refunded = refund(&gateways, &store, arguments.decision.by_hand(), manner).await;
+    let credits = match &refunded {
+        Ok(Refunded { order, .. }) => store.user(order.terms.telegram_id).await?.map_or(0, |user| user.credits),
+        Err(_) => 0,
+    };
+    store.close().await?;
+    let Refunded { order, answer, proved } = refunded?;
+    if arguments.decision.json {
+        let view = order.view(Timestamp::now());
+        output::json(&json!({ "answer": answer, "credits": credits, "order": view, "proved": proved }))?;
+    } else {
+        let terms = &order.terms;
+        let (user, amount) = (terms.telegram_id, terms.amount);
+        output::line(&t!("refund.done", order = terms.order_no, amount = amount, user = user, credits = credits))?;
+        if !arguments.by_hand {
+            output::line(&if proved { t!("refund.proved") } else { t!("refund.proves_nothing") })?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn parse_trade_no(text: &str) -> Result<String, String> {
+    let fits = (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    fits.then(|| text.to_owned()).ok_or_else(|| t!("cli.bad_trade_no").into_owned())
+}

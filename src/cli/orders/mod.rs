@@ -1,0 +1,152 @@
+//! `orders`: create, list, show; what a person decides about them is in `decide`.
+
+mod create;
+mod decide;
+
+use anyhow::anyhow;
+use rust_i18n::t;
+
+use super::failure::{Exit, eprint};
+use super::output;
+use crate::clock::Timestamp;
+use crate::config::Config;
+use crate::money::Amount;
+use crate::order::{Order, OrderNo, OrderStatus};
+use crate::store::{OrderFilter, Store};
+
+#[derive(clap::Subcommand)]
+pub(super) enum Command {
+    /// Create an order; its user is created by their first one
+    Create(create::Create),
+    /// List orders, the newest first
+    List {
+        /// Only orders of this status
+        #[arg(long, value_parser = parse_status)]
+        status: Option<OrderStatus>,
+        /// Only this user's orders
+        #[arg(long, value_name = "ID")]
+        telegram_id: Option<i64>,
+        /// At most so many
+        #[arg(long, default_value_t = 50, value_name = "N")]
+        limit: u32,
+        /// Report as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one order
+    Show {
+        /// The order's number
+        order_no: OrderNo,
+        /// Report as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Settle an unpaid order, or one in review, by your own decision
+    Settle(decide::Settle),
+    /// Call an unpaid order off, or one in review
+    Cancel(decide::Decision),
+    /// Give a paid order's money back, and take its credits back
+    Refund(decide::Refund),
+}
+
+pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exit> {
+    match command {
+        Command::Create(arguments) => create::run(arguments, config).await,
+        Command::List { status, telegram_id, limit, json } => {
+            let store = Store::open_existing(&config.database.url).await?;
+            let filter = OrderFilter { status, telegram_id, limit, now: Timestamp::now() };
+            let now = filter.now;
+            let orders = store.orders(filter).await?;
+            list(&orders, now, json)
+        }
+        Command::Show { order_no, json } => {
+            let store = Store::open_existing(&config.database.url).await?;
+            let order = store.order(order_no.as_str()).await?;
+            let order = order.ok_or_else(|| anyhow!(t!("cli.no_such_order", order = order_no).into_owned()))?;
+            show(&order, json)
+        }
+        Command::Settle(arguments) => decide::settle(arguments, config).await,
+        Command::Cancel(decision) => decide::cancel(decision, config).await,
+        Command::Refund(arguments) => decide::refund_order(arguments, config).await,
+    }
+}
+
+/// The database, for a command that decides something: what it decides is told to the bot, where that is configured.
+pub(super) async fn open(config: &Config) -> anyhow::Result<Store> {
+    let store = Store::open_existing(&config.database.url).await?;
+    store.tell_bot(config.events.is_some());
+    Ok(store)
+}
+
+fn show(order: &Order, json: bool) -> anyhow::Result<Exit> {
+    let now = Timestamp::now();
+    if json {
+        output::json(&order.view(now))?;
+        return Ok(Exit::Done);
+    }
+    let terms = &order.terms;
+    let mut rows = vec![
+        ["order.order_no", terms.order_no.as_str()].map(str::to_owned),
+        ["order.status".into(), status_name(order.status(now))],
+        ["order.amount".into(), t!("order.for_credits", amount = terms.amount, credits = terms.credits).into()],
+        ["order.user".into(), terms.telegram_id.to_string()],
+        ["order.name".into(), terms.name.clone()],
+        ["order.merchant".into(), format!("{} ({})", terms.merchant, terms.payment_type)],
+        ["order.created_at".into(), terms.created_at.to_local().to_string()],
+    ];
+    if let Some(paid_at) = order.paid_at {
+        rows.push(["order.paid_at".into(), paid_at.to_local().to_string()]);
+    }
+    if let Some(trade_no) = &order.trade_no {
+        rows.push(["order.trade_no".into(), trade_no.clone()]);
+    }
+    if let Some(page) = &order.pay_page {
+        rows.push(["order.pay_url".into(), page.url.clone()]);
+    }
+    for [label, _] in &mut rows {
+        *label = t!(label.as_str()).into_owned();
+    }
+    output::columns(&rows)?;
+    Ok(Exit::Done)
+}
+
+fn list(orders: &[Order], now: Timestamp, json: bool) -> anyhow::Result<Exit> {
+    if json {
+        let views: Vec<_> = orders.iter().map(|order| order.view(now)).collect();
+        output::json(&views)?;
+        return Ok(Exit::Done);
+    }
+    if orders.is_empty() {
+        eprint(&t!("cli.no_orders"));
+        return Ok(Exit::Done);
+    }
+    let labels = ["order_no", "status", "amount", "credits", "user", "created_at"];
+    let mut rows = vec![labels.map(|label| t!(format!("order.{label}")).into_owned())];
+    rows.extend(orders.iter().map(|order| {
+        [
+            order.terms.order_no.to_string(),
+            status_name(order.status(now)),
+            order.terms.amount.to_string(),
+            order.terms.credits.to_string(),
+            order.terms.telegram_id.to_string(),
+            order.terms.created_at.to_local().to_string(),
+        ]
+    }));
+    output::columns(&rows)?;
+    Ok(Exit::Done)
+}
+
+fn status_name(status: OrderStatus) -> String {
+    t!(format!("status.{status}")).into_owned()
+}
+
+fn parse_status(text: &str) -> Result<OrderStatus, String> {
+    OrderStatus::from_name(text).ok_or_else(|| t!("cli.not_one_of", known = OrderStatus::known()).into_owned())
+}
+
+fn parse_amount(text: &str) -> Result<Amount, String> {
+    Amount::parse_price(text)
+        .ok()
+        .filter(|amount| amount.fen() > 0)
+        .ok_or_else(|| t!("config.bad_price", value = text).into_owned())
+}

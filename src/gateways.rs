@@ -1,0 +1,287 @@
+//! The gateways of the configured merchants: how each is reached, and how many questions it is asked.
+//!
+//! Whatever causes a question (the schedule, a notification, a returning buyer, a refund), it is asked here, and the answer kept.
+//! The schedule's questions wait for each other and for a gateway that is in trouble; a notification's do not, because somebody
+//! waits for the answer.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout_at;
+
+use crate::clock::Timestamp;
+use crate::config::Current;
+use crate::epay::client::{Answer, Gateway, GatewayError, Verdict};
+use crate::order::Order;
+use crate::outgoing::Client;
+use crate::store::{Answered, Cause, Store};
+
+/// How many questions because of notifications one gateway is asked at the same time.
+const NOTIFY_CONCURRENCY: usize = 32;
+/// How long a gateway is left alone that says "too many requests" and not for how long.
+const RATE_LIMITED_PAUSE: Duration = Duration::from_secs(30);
+/// How long a gateway is left alone that does not answer: this after the first time, twice as long after each more.
+const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
+const TROUBLE_PAUSE_MAX: Duration = Duration::from_mins(5);
+
+/// Asks gateways, within their limits.
+pub(crate) struct Gateways {
+    config: Current,
+    store: Store,
+    client: Client,
+    limits: Mutex<HashMap<String, Arc<Limit>>>,
+}
+
+/// Why there is no verdict.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum AskError {
+    /// The merchant has no gateway that can be asked, or is not configured any more.
+    #[error("no_gateway")]
+    NoGateway,
+    /// Too many others are asking.
+    #[error("busy")]
+    Busy,
+    /// The gateway gave no answer to go by.
+    #[error("{0}")]
+    Gateway(#[from] GatewayError),
+}
+
+impl Gateways {
+    pub(crate) fn new(config: &Current, store: &Store) -> Self {
+        Self { config: config.clone(), store: store.clone(), client: Client::new(), limits: Mutex::default() }
+    }
+
+    /// The gateway of a merchant, where one can be asked.
+    pub(crate) fn of(&self, pid: &str) -> Option<Gateway> {
+        let config = self.config.load();
+        let merchant = config.merchant(pid)?;
+        Gateway::new(self.client.clone(), merchant.gateway_url.as_deref()?, pid, &merchant.credentials)
+    }
+
+    /// Whether the merchant's gateway may be asked by the schedule now, and how many questions at the same time.
+    pub(crate) fn room_for(&self, pid: &str) -> usize {
+        let limit = self.limit(pid);
+        let (concurrency, per_minute) = self.rates();
+        if limit.is_paused() { 0 } else { limit.tokens(per_minute).min(concurrency) }
+    }
+
+    /// Asks about an order and keeps the answer. `patience` includes the wait for a place.
+    pub(crate) async fn ask(
+        &self,
+        order: &Order,
+        cause: Cause,
+        patience: Duration,
+    ) -> Result<(Verdict, Answer), AskError> {
+        let terms = &order.terms;
+        let deadline = Instant::now() + patience;
+        let gateway = self.of(&terms.merchant).ok_or(AskError::NoGateway)?;
+        let limit = self.limit(&terms.merchant);
+        let _permit = limit.enter(cause, self.rates(), deadline).await.ok_or(AskError::Busy)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let asked_at = Timestamp::now();
+        let answer = gateway.query_within(&terms.order_no, left).await;
+        limit.heard(answer.as_ref().err());
+        let answer = answer.map(|answer| (answer.verdict(&terms.merchant, &terms.order_no, terms.amount), answer));
+        self.keep(order, cause, asked_at, &answer).await;
+        Ok(answer?)
+    }
+
+    async fn keep(&self, order: &Order, cause: Cause, at: Timestamp, answer: &Result<(Verdict, Answer), GatewayError>) {
+        let (word, detail) = match answer {
+            Ok((verdict, answer)) => (name_of(verdict), String::from_utf8_lossy(&answer.body).into_owned()),
+            Err(GatewayError::UnknownOrder) => ("unknown_order".into(), String::new()),
+            Err(error) => ("no_answer".into(), error.to_string()),
+        };
+        let answered = Answered { order_no: order.terms.order_no.to_string(), at, cause, answer: word, detail };
+        if let Err(error) = self.store.keep_answer(answered).await {
+            log::debug!("{error}");
+        }
+    }
+
+    /// Concurrency and questions in a minute.
+    fn rates(&self) -> (usize, u32) {
+        let config = self.config.load();
+        (config.reconcile.concurrency as usize, config.reconcile.per_minute)
+    }
+
+    fn limit(&self, pid: &str) -> Arc<Limit> {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(limits.entry(pid.to_owned()).or_insert_with(|| Arc::new(Limit::new())))
+    }
+}
+
+/// A verdict in a word, for what is kept and shown.
+pub(crate) fn name_of(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Paid { .. } => "paid".into(),
+        Verdict::Unpaid => "unpaid".into(),
+        Verdict::Refunded { .. } => "refunded".into(),
+        Verdict::Frozen => "frozen".into(),
+        Verdict::PreAuthorised => "pre_authorised".into(),
+        Verdict::Unknown(status) => format!("status_{status}"),
+        Verdict::Contradicts(field) => format!("contradicts_{field}"),
+    }
+}
+
+/// What one gateway bears.
+struct Limit {
+    notify: Semaphore,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Questions of the schedule that are under way.
+    scheduled: usize,
+    /// Thousandths of a question that may be asked now.
+    tokens: u64,
+    filled_at: Instant,
+    /// Questions in a row that got no answer.
+    failures: u32,
+    paused_until: Option<Instant>,
+}
+
+impl Limit {
+    fn new() -> Self {
+        let state =
+            State { scheduled: 0, tokens: u64::MAX, filled_at: Instant::now(), failures: 0, paused_until: None };
+        Self { notify: Semaphore::new(NOTIFY_CONCURRENCY), state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_paused(&self) -> bool {
+        self.state().paused_until.is_some_and(|until| until > Instant::now())
+    }
+
+    /// How many questions may be asked right now.
+    fn tokens(&self, per_minute: u32) -> usize {
+        let mut state = self.state();
+        state.fill(per_minute);
+        usize::try_from(state.tokens / 1000).unwrap_or(usize::MAX)
+    }
+
+    /// Waits for a place, till the deadline.
+    async fn enter(&self, cause: Cause, rates: (usize, u32), deadline: Instant) -> Option<Place<'_>> {
+        if matches!(cause, Cause::Notify | Cause::Refund) {
+            let permit = timeout_at(deadline.into(), self.notify.acquire()).await.ok()?.ok()?;
+            return Some(Place::Notify(permit));
+        }
+        loop {
+            let wait = {
+                let mut state = self.state();
+                match state.paused_until {
+                    Some(until) if until > Instant::now() => return None,
+                    _ => {}
+                }
+                state.fill(rates.1);
+                if state.scheduled < rates.0 && state.tokens >= 1000 {
+                    state.scheduled += 1;
+                    state.tokens -= 1000;
+                    return Some(Place::Scheduled(self));
+                }
+                // The time that one question's worth of tokens takes, or a place to become free.
+                Duration::from_millis(u64::from(60_000 / rates.1.max(1)).clamp(10, 1000))
+            };
+            if Instant::now() + wait >= deadline {
+                return None;
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Learns from how the last question ended.
+    fn heard(&self, error: Option<&GatewayError>) {
+        let mut state = self.state();
+        let pause = match error {
+            Some(GatewayError::RateLimited(wait)) => Some(wait.unwrap_or(RATE_LIMITED_PAUSE)),
+            Some(GatewayError::Unreachable(_) | GatewayError::Failed { .. } | GatewayError::NotJson { .. }) => {
+                state.failures = state.failures.saturating_add(1);
+                Some(TROUBLE_PAUSE * 2_u32.pow(state.failures.min(10) - 1))
+            }
+            _ => None,
+        };
+        match pause {
+            Some(pause) => state.paused_until = Some(Instant::now() + pause.min(TROUBLE_PAUSE_MAX)),
+            None => (state.failures, state.paused_until) = (0, None),
+        }
+    }
+}
+
+impl State {
+    /// Adds what has come since the last time, up to ten seconds' worth.
+    fn fill(&mut self, per_minute: u32) {
+        let now = Instant::now();
+        let passed = u64::try_from(now.duration_since(self.filled_at).as_millis()).unwrap_or(u64::MAX);
+        let most = (u64::from(per_minute) * 1000 / 6).max(1000);
+        let more = passed.saturating_mul(u64::from(per_minute)) / 60;
+        // What is too little to count yet is left to the next time.
+        if more > 0 || self.tokens > most {
+            self.tokens = self.tokens.saturating_add(more).min(most);
+            self.filled_at = now;
+        }
+    }
+}
+
+/// The right to ask one question.
+enum Place<'a> {
+    Notify(#[allow(dead_code, reason = "held, not read")] SemaphorePermit<'a>),
+    Scheduled(&'a Limit),
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Self::Scheduled(limit) = self {
+            limit.state().scheduled -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outgoing::OutgoingError;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_millis(50)
+    }
+
+    #[tokio::test]
+    async fn scheduled_questions_wait_for_a_place_and_notifications_do_not() {
+        let limit = Limit::new();
+        let first = limit.enter(Cause::Reconcile, (1, 600), soon()).await;
+        assert!(first.is_some());
+        assert!(limit.enter(Cause::Reconcile, (1, 600), soon()).await.is_none());
+        assert!(limit.enter(Cause::Notify, (1, 600), soon()).await.is_some());
+        drop(first);
+        assert!(limit.enter(Cause::Return, (1, 600), soon()).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn no_more_are_asked_than_the_rate_allows() {
+        let limit = Limit::new();
+        let mut asked = 0;
+        while limit.enter(Cause::Reconcile, (100, 60), Instant::now()).await.is_some() {
+            asked += 1;
+        }
+        assert_eq!(asked, 10, "ten seconds' worth, and then one a second");
+    }
+
+    #[tokio::test]
+    async fn a_gateway_in_trouble_is_left_alone_until_it_answers() {
+        let limit = Limit::new();
+        let down = GatewayError::Unreachable(OutgoingError::TimedOut);
+        limit.heard(Some(&down));
+        assert!(limit.is_paused());
+        assert!(limit.enter(Cause::Reconcile, (1, 600), soon()).await.is_none());
+        assert!(limit.enter(Cause::Notify, (1, 600), soon()).await.is_some());
+        limit.heard(None);
+        assert!(!limit.is_paused());
+        // What a gateway says about one order is no trouble of the gateway's.
+        limit.heard(Some(&GatewayError::UnknownOrder));
+        assert!(!limit.is_paused());
+    }
+}

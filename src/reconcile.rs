@@ -1,0 +1,296 @@
+//! Reconciliation: asking gateways about unpaid orders, because callbacks get lost and some gateways never send a second one.
+//!
+//! An order is asked about on a schedule that thins out, and at once after the service was down. What the gateway says is paid
+//! goes through the same settlement as a callback. A gateway that is down, slow or lying costs nothing but another question.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rust_i18n::t;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Timestamp;
+use crate::config::{Config, Current};
+use crate::epay::client::{Answer, GatewayError, Verdict};
+use crate::gateways::{AskError, Gateways, name_of};
+use crate::order::{Order, SettledBy};
+use crate::settlement::{Claim, Outcome, Policy};
+use crate::store::{Cause, Question, Receipt, Settle, Store, StoreError};
+
+const TARGET: &str = "webhookctl::reconcile";
+
+/// How often it is looked for orders whose time has come.
+const TICK: Duration = Duration::from_secs(1);
+/// How long one question may take, with the wait for a place.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// When an order is asked about again whose question got no answer.
+const RETRY_AFTER_S: u32 = 60;
+/// How far times are moved at random, in hundredths of the time since the order was created: many orders of one minute must not
+/// be many questions of one second.
+const JITTER_PERCENT: u64 = 10;
+/// How many orders the sweep takes from the store at a time.
+const SWEEP_PAGE: u32 = 200;
+
+/// Asks about unpaid orders and settles what is paid.
+pub(crate) struct Reconciler {
+    config: Current,
+    store: Store,
+    gateways: Arc<Gateways>,
+    /// Orders with a question under way.
+    asking: Mutex<HashSet<String>>,
+}
+
+/// What came of a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// The gateway says paid, and this is what the store made of it.
+    Paid(Outcome),
+    /// The gateway says paid, and nothing was to be changed.
+    WouldSettle,
+    /// Not paid (yet); the verdict in a word.
+    NotPaid(String),
+    /// What the gateway says contradicts itself or the order, in this field.
+    Contradicts(&'static str),
+    /// There is no answer to go by.
+    NoAnswer(AskError),
+}
+
+impl Finding {
+    /// What it is called in reports.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Paid(outcome) => outcome.name().into(),
+            Self::WouldSettle => "paid".into(),
+            Self::NotPaid(verdict) => verdict.clone(),
+            Self::Contradicts(field) => format!("contradicts_{field}"),
+            Self::NoAnswer(_) => "no_answer".into(),
+        }
+    }
+}
+
+impl Reconciler {
+    pub(crate) fn new(config: &Current, store: &Store, gateways: &Arc<Gateways>) -> Self {
+        Self { config: config.clone(), store: store.clone(), gateways: Arc::clone(gateways), asking: Mutex::default() }
+    }
+
+    /// Asks on schedule until it is told to stop; then finishes the questions under way.
+    pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut questions = JoinSet::new();
+        while stop.run_until_cancelled(sleep(TICK)).await.is_some() {
+            while let Some(ended) = questions.try_join_next() {
+                if let Err(error) = ended {
+                    log::error!(target: TARGET, "{error}");
+                }
+            }
+            if let Err(error) = self.dispatch(&mut questions).await {
+                log::warn!(target: TARGET, "{}", t!("log.reconcile_failed", error = error));
+            }
+        }
+        // Each is bounded by its own timeout.
+        while questions.join_next().await.is_some() {}
+    }
+
+    /// Starts the questions whose time has come, as far as their gateways have room.
+    async fn dispatch(self: &Arc<Self>, questions: &mut JoinSet<()>) -> Result<(), StoreError> {
+        let pids: Vec<String> = {
+            let config = self.config.load();
+            config.merchants.iter().filter(|m| m.gateway_url.is_some()).map(|m| m.pid.clone()).collect()
+        };
+        for pid in pids {
+            let room = self.gateways.room_for(&pid);
+            if room == 0 || self.gateways.of(&pid).is_none() {
+                continue;
+            }
+            let under_way = self.asking().len();
+            let limit = u32::try_from(room + under_way).unwrap_or(u32::MAX);
+            let due = self.store.due_questions(pid, Timestamp::now(), limit).await?;
+            for question in due.into_iter().take(room + under_way) {
+                if self.asking().insert(question.order.terms.order_no.to_string()) {
+                    questions.spawn(Arc::clone(self).answer_question(question));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn asking(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn answer_question(self: Arc<Self>, question: Question) {
+        let order_no = question.order.terms.order_no.to_string();
+        let finding = self.ask_and_settle(&question.order, Cause::Reconcile, QUESTION_TIMEOUT).await;
+        let now = Timestamp::now();
+        let next = match finding {
+            Ok(Finding::Paid(_)) => None,
+            // Its turn has not come: the gateway was not even asked.
+            Ok(Finding::NoAnswer(AskError::Busy)) => Some((question.step, now.plus_seconds(1))),
+            Ok(Finding::NoAnswer(_)) | Err(_) => Some((question.step, now.plus_seconds(RETRY_AFTER_S))),
+            Ok(_) => next_time(&self.config.load(), question.order.terms.created_at, now),
+        };
+        let (step, at) = next.map_or((question.step, None), |(step, at)| (step, Some(at)));
+        if let Err(error) = self.store.schedule_question(order_no.clone(), step, at).await {
+            log::warn!(target: TARGET, "{}", t!("log.reconcile_failed", error = error));
+        }
+        self.asking().remove(&order_no);
+    }
+
+    /// Asks about an order, and settles it if it is paid.
+    pub(crate) async fn ask_and_settle(
+        &self,
+        order: &Order,
+        cause: Cause,
+        patience: Duration,
+    ) -> Result<Finding, StoreError> {
+        match self.ask(order, cause, patience).await {
+            Ok((trade_no, answer)) => self.settle(order, trade_no, answer).await.map(Finding::Paid),
+            Err(finding) => Ok(finding),
+        }
+    }
+
+    /// Asks about an order: the payment's number with the answer that vouches for it, or why there is none.
+    async fn ask(&self, order: &Order, cause: Cause, patience: Duration) -> Result<(String, Answer), Finding> {
+        let order_no = &order.terms.order_no;
+        match self.gateways.ask(order, cause, patience).await {
+            Ok((Verdict::Paid { trade_no }, answer)) => Ok((trade_no, answer)),
+            Ok((Verdict::Contradicts(field), _)) => {
+                log::warn!(target: TARGET, "{}", t!("log.gateway_contradicts", order = order_no, field = field));
+                Err(Finding::Contradicts(field))
+            }
+            Ok((verdict, _)) => {
+                let verdict = name_of(&verdict);
+                log::debug!(target: TARGET, "{order_no}: {verdict}");
+                Err(Finding::NotPaid(verdict))
+            }
+            Err(AskError::Gateway(GatewayError::UnknownOrder)) => Err(Finding::NotPaid("unknown_order".into())),
+            Err(error) => {
+                log::debug!(target: TARGET, "{order_no}: {error}");
+                Err(Finding::NoAnswer(error))
+            }
+        }
+    }
+
+    async fn settle(&self, order: &Order, trade_no: String, answer: Answer) -> Result<Outcome, StoreError> {
+        let terms = &order.terms;
+        let late = self.config.load().orders.late;
+        let settle = Settle {
+            claim: Claim {
+                merchant: terms.merchant.clone(),
+                order_no: terms.order_no.to_string(),
+                trade_no: trade_no.clone(),
+                amount: terms.amount,
+                paid: true,
+                param: answer.param,
+            },
+            source: SettledBy::Reconcile,
+            policy: Policy { late, is_proof: true },
+            receipt: Receipt {
+                received_at: Timestamp::now(),
+                client: None,
+                method: "query",
+                payload: answer.body.into(),
+            },
+        };
+        let settlement = self.store.settle(settle).await?;
+        let (outcome, order_no) = (settlement.outcome, &terms.order_no);
+        if let Some(credited) = settlement.credited {
+            let (user, credits) = (credited.telegram_id, credited.credits);
+            let rest = t!("log.credited", user = user, credits = credits);
+            log::info!(
+                target: TARGET, "{}",
+                t!("log.reconciled", outcome = outcome, order = order_no, trade = trade_no, rest = rest)
+            );
+        } else {
+            let rest = format!("pid={}", terms.merchant);
+            log::warn!(
+                target: TARGET, "{}",
+                t!("log.reconciled", outcome = outcome, order = order_no, trade = trade_no, rest = rest)
+            );
+        }
+        Ok(outcome)
+    }
+
+    /// Asks about every unpaid order that was created at `since` or later, as fast as the gateways bear it; `heard` is told of each.
+    pub(crate) async fn sweep(
+        self: &Arc<Self>,
+        since: Timestamp,
+        dry_run: bool,
+        mut heard: impl FnMut(&Order, &Finding),
+    ) -> Result<(), StoreError> {
+        let mut after = None;
+        loop {
+            let orders = self.store.unpaid_orders(since, after.take(), SWEEP_PAGE).await?;
+            let Some(last) = orders.last() else { return Ok(()) };
+            after = Some(last.terms.order_no.to_string());
+            let mut questions = JoinSet::new();
+            for order in orders {
+                let reconciler = Arc::clone(self);
+                questions.spawn(async move { (reconciler.sweep_one(&order, dry_run).await, order) });
+            }
+            while let Some(ended) = questions.join_next().await {
+                let (finding, order) = ended.map_err(|error| StoreError::Failed(error.to_string().into()))?;
+                heard(&order, &finding?);
+            }
+        }
+    }
+
+    async fn sweep_one(&self, order: &Order, dry_run: bool) -> Result<Finding, StoreError> {
+        // Room for all the others of the page, which wait for the same places.
+        let patience = QUESTION_TIMEOUT * 30;
+        if !dry_run {
+            return self.ask_and_settle(order, Cause::Reconcile, patience).await;
+        }
+        Ok(self.ask(order, Cause::Reconcile, patience).await.map_or_else(|finding| finding, |_| Finding::WouldSettle))
+    }
+}
+
+/// The next time of the schedule after `now`, with the number of times that have passed; `None` where it was the last.
+fn next_time(config: &Config, created_at: Timestamp, now: Timestamp) -> Option<(u32, Timestamp)> {
+    let schedule = &config.reconcile.schedule_s;
+    let (step, &seconds) = schedule.iter().enumerate().find(|(_, seconds)| created_at.plus_seconds(**seconds) > now)?;
+    let step = u32::try_from(step).ok()?;
+    Some((step, created_at.plus_seconds(jittered(seconds))))
+}
+
+/// Up to a tenth more.
+fn jittered(seconds: u32) -> u32 {
+    let mut random = [0; 4];
+    // Without random numbers all come at the same time, which is no fault.
+    let _ = getrandom::fill(&mut random);
+    let share = u64::from(u32::from_le_bytes(random)) * u64::from(seconds) * JITTER_PERCENT / 100 / u64::from(u32::MAX);
+    seconds.saturating_add(u32::try_from(share).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_schedule_goes_on_where_the_clock_is() {
+        let config = Config::from_toml("[reconcile]\nschedule_s = [15, 60, 300]", Path::new("/x")).unwrap();
+        let created_at = Timestamp::from_ms(1_700_000_000_000);
+        for (passed_s, expected) in [
+            (0, Some((0, 15))),
+            (14, Some((0, 15))),
+            (15, Some((1, 60))),
+            (200, Some((2, 300))),
+            (300, None),
+            (9999, None),
+        ] {
+            let next = next_time(&config, created_at, created_at.plus_seconds(passed_s));
+            let Some((step, seconds)) = expected else {
+                assert_eq!(next, None, "{passed_s}");
+                continue;
+            };
+            let (found_step, at) = next.unwrap();
+            let after_s = (at.ms() - created_at.ms()) / 1000;
+            assert_eq!(found_step, step, "{passed_s}");
+            assert!((seconds..=seconds + seconds / 10).contains(&after_s), "{passed_s}: {after_s}");
+        }
+    }
+}
