@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rust_i18n::t;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Timestamp;
@@ -26,6 +26,8 @@ const TARGET: &str = "webhookctl::reconcile";
 const TICK: Duration = Duration::from_secs(1);
 /// How long one question may take, with the wait for a place.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long questions under way are waited for when the service stops.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
 /// When an order is asked about again whose question got no answer.
 const RETRY_AFTER_S: u32 = 60;
 /// How far times are moved at random, in hundredths of the time since the order was created: many orders of one minute must not
@@ -89,8 +91,8 @@ impl Reconciler {
                 log::warn!(target: TARGET, "{}", t!("log.reconcile_failed", error = error));
             }
         }
-        // Each is bounded by its own timeout.
-        while questions.join_next().await.is_some() {}
+        // What is cut off is asked again: no answer is lost that was not settled.
+        let _ = timeout(STOP_PATIENCE, async { while questions.join_next().await.is_some() {} }).await;
     }
 
     /// Starts the questions whose time has come, as far as their gateways have room.

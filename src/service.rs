@@ -8,8 +8,12 @@ use anyhow::{Context, anyhow};
 use rust_i18n::t;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Current};
+use crate::gateways::Gateways;
+use crate::reconcile::Reconciler;
 use crate::server::{self, Drained, Phase, Site};
 use crate::store::Store;
 
@@ -49,6 +53,7 @@ pub struct Service {
     config: Current,
     store: Store,
     site: Arc<Site>,
+    reconciler: Arc<Reconciler>,
 }
 
 impl Service {
@@ -59,8 +64,10 @@ impl Service {
         log::info!(target: "webhookctl::store", "{}", t!("log.store_ready"));
         log::info!("{}", t!("log.service_ready"));
         let config = Current::new(config);
-        let site = Arc::new(Site::new(&config, &store));
-        Ok(Self { config, store, site })
+        let gateways = Arc::new(Gateways::new(&config, &store));
+        let reconciler = Arc::new(Reconciler::new(&config, &store, &gateways));
+        let site = Arc::new(Site::new(&config, &store, &gateways));
+        Ok(Self { config, store, site, reconciler })
     }
 
     /// The store that the service settles in, for a program that embeds it: to create orders and read credits.
@@ -101,10 +108,14 @@ impl Service {
         let (version, sqlite) = (env!("CARGO_PKG_VERSION"), Store::engine_version());
         log::info!("{}", t!("log.listening", address = address, version = version, sqlite = sqlite));
         let drain = || drain_timeout(&self.config.load());
+        let mut parts = Parts::default();
+        parts.start(|stop| Arc::clone(&self.reconciler).run(stop));
         let drained = tokio::select! {
-            drained = server::serve(listener, Arc::clone(&self.site), phases, drain) => drained,
+            drained = server::serve(listener, Arc::clone(&self.site), phases.clone(), drain) => drained,
             () = self.store.writer_ended() => return Err(anyhow!(t!("log.writer_ended"))),
+            error = parts.run_while_serving(phases) => return Err(error),
         };
+        parts.finish().await;
         if let Drained::Partly(count) = drained {
             log::warn!("{}", t!("log.stop_timeout", count = count, seconds = drain().as_secs_f32()));
         }
@@ -112,6 +123,37 @@ impl Service {
         self.site.finish().await;
         log::info!("{}", t!("log.stopped"));
         Ok(())
+    }
+}
+
+/// What runs beside the server: each part until it is told to stop, which is when another process takes over, or the end comes.
+#[derive(Default)]
+struct Parts {
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+}
+
+impl Parts {
+    fn start<F: Future<Output = ()> + Send + 'static>(&mut self, part: impl FnOnce(CancellationToken) -> F) {
+        self.tasks.spawn(part(self.stop.clone()));
+    }
+
+    /// Tells the parts to stop when serving ends; comes back only if one of them ends before.
+    async fn run_while_serving(&mut self, mut phases: watch::Receiver<Phase>) -> anyhow::Error {
+        tokio::select! {
+            Some(ended) = self.tasks.join_next() => {
+                return anyhow!(t!("log.task_ended", cause = format!("{ended:?}")).into_owned());
+            }
+            // Whoever decides on the phases and goes away means the end as well.
+            _ = phases.wait_for(|phase| *phase > Phase::Serving) => self.stop.cancel(),
+        }
+        std::future::pending().await
+    }
+
+    /// Waits for the parts to finish what is under way, which each of them limits.
+    async fn finish(mut self) {
+        self.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
     }
 }
 

@@ -31,6 +31,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::config::Current;
+use crate::gateways::Gateways;
 use crate::store::Store;
 use guard::GuardedIo;
 use head::HEAD_BYTES_MAX;
@@ -59,10 +60,10 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    pub(crate) fn new(config: &Current, store: &Store) -> Self {
+    pub(crate) fn new(config: &Current, store: &Store, gateways: &Arc<Gateways>) -> Self {
         Self {
             config: config.clone(),
-            notify: notify::Notify::new(config.clone(), store.clone()),
+            notify: notify::Notify::new(config.clone(), store.clone(), Arc::clone(gateways)),
             return_page: return_page::ReturnPage::new(config.clone(), store.clone()),
             health: health::Health::new(store.clone()),
         }

@@ -1,4 +1,7 @@
 //! `/payment/notify`: a gateway tells of a payment.
+//!
+//! Where the merchant wants the gateway's own word as well, it is asked for before the settlement, within the time that the gateway
+//! waits for our answer. Without it the receipt is kept, `fail` is answered, and reconciliation asks again.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -6,17 +9,20 @@ use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::notification_log::{NotificationLog, Refused, shortened};
 use super::{Response, read_body, text};
 use crate::clock::Timestamp;
-use crate::config::Current;
+use crate::config::{Current, Merchant, Proof};
+use crate::epay::client::Verdict;
 use crate::epay::{self, Notification, Unverified, VerifyError};
-use crate::order::SettledBy;
+use crate::gateways::Gateways;
+use crate::order::{OrderStatus, SettledBy};
 use crate::settlement::{Claim, Outcome, Policy};
-use crate::store::{Receipt, Rejection, Settle, Store, StoreError};
+use crate::store::{Cause, Receipt, Rejection, Settle, Store, StoreError};
 
 pub(crate) const PATH: &str = "/payment/notify";
 
@@ -27,6 +33,10 @@ pub(super) const FAIL: &str = "fail";
 
 /// How long a settlement may take: the shortest timeout seen at gateways is 5 s.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long the gateway may take to answer our question; what is left of the time is for the settlement.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(3);
+/// How many notifications that prove nothing are taken for hints at the same time; all others are not even that.
+const HINTS_MAX: usize = 4;
 /// How many bytes of a rejected payload are kept; an honest notification has a few hundred.
 const REJECTED_PAYLOAD_BYTES_MAX: usize = 4096;
 /// How often it is told how many records the log had no room for.
@@ -35,14 +45,23 @@ const UNLOGGED_REPORT_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) struct Notify {
     config: Current,
     store: Store,
+    gateways: Arc<Gateways>,
+    hints: Arc<Semaphore>,
     log: Arc<NotificationLog>,
     /// Settlements that their gateways no longer wait for.
     late: TaskTracker,
 }
 
+/// A notification that is to be believed, with what its merchant wants beside its signature.
+struct Believed {
+    notification: Notification,
+    proof: Proof,
+}
+
 impl Notify {
-    pub(super) fn new(config: Current, store: Store) -> Self {
-        Self { config, store, log: Arc::default(), late: TaskTracker::new() }
+    pub(super) fn new(config: Current, store: Store, gateways: Arc<Gateways>) -> Self {
+        let hints = Arc::new(Semaphore::new(HINTS_MAX));
+        Self { config, store, gateways, hints, log: Arc::default(), late: TaskTracker::new() }
     }
 
     pub(super) async fn answer(&self, request: Request<Incoming>, client: IpAddr) -> Response {
@@ -62,7 +81,7 @@ impl Notify {
             payload,
         };
         let outcome = match self.judge(&receipt, client) {
-            Ok(notification) => self.settle(notification, receipt, client).await,
+            Ok(believed) => self.settle(believed, receipt, client).await,
             Err(refused) => self.reject(refused, receipt, client),
         };
         match outcome {
@@ -73,7 +92,7 @@ impl Notify {
     }
 
     /// Decides whether to believe it, by what it says alone; the order of the checks is the public contract's.
-    fn judge(&self, receipt: &Receipt, client: IpAddr) -> Result<Notification, Refused> {
+    fn judge(&self, receipt: &Receipt, client: IpAddr) -> Result<Believed, Refused> {
         let claimed =
             || ["pid", "out_trade_no", "trade_no"].map(|key| Some(shortened(&epay::glimpse(&receipt.payload, key)?)));
         let refused = |outcome: Outcome| Refused { outcome, reason: "".into(), claimed: claimed() };
@@ -84,24 +103,44 @@ impl Notify {
         if !merchant.allow_ips.is_empty() && !merchant.allow_ips.contains(client) {
             return Err(refused(Outcome::AddressNotAllowed));
         }
-        let notification =
-            unverified.verify(&merchant.credentials, receipt.received_at).map_err(|error| match error {
+        let notification = unverified.verify(&merchant.credentials, receipt.received_at).map_err(|error| {
+            if merchant.proof == Proof::Query {
+                self.take_hint(merchant, unverified.out_trade_no(), receipt.received_at);
+            }
+            match error {
                 VerifyError::BadSignature => refused(Outcome::BadSignature),
                 VerifyError::Stale => refused(Outcome::Stale),
-            })?;
+            }
+        })?;
         if notification.by_previous_key {
             self.log.previous_key(&notification.pid);
         }
-        Ok(notification)
+        Ok(Believed { proof: needed_proof(merchant, &notification), notification })
     }
 
-    async fn settle(&self, notification: Notification, receipt: Receipt, client: IpAddr) -> Outcome {
-        let claim = Claim::from(notification);
-        let policy = Policy { late: self.config.load().orders.late, is_proof: true };
-        let settle = Settle { claim: claim.clone(), source: SettledBy::Notify, policy, receipt };
+    /// Where callbacks are only hints, even one that proves nothing has its order asked about soon: one gateway signs in a way
+    /// that nobody knows. Whoever guesses an order's number achieves a question, every few seconds at most.
+    fn take_hint(&self, merchant: &Merchant, order_no: &str, now: Timestamp) {
+        let Ok(permit) = Arc::clone(&self.hints).try_acquire_owned() else { return };
+        let (store, order_no, pid) = (self.store.clone(), order_no.to_owned(), merchant.pid.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            if let Err(error) = store.ask_soon(order_no, pid, now).await {
+                log::debug!("{error}");
+            }
+        });
+    }
+
+    async fn settle(&self, believed: Believed, receipt: Receipt, client: IpAddr) -> Outcome {
+        let Believed { notification, proof } = believed;
+        let mut claim = Claim::from(notification);
+        let late = self.config.load().orders.late;
         let mut settling = Box::pin({
-            let (store, log) = (self.store.clone(), Arc::clone(&self.log));
+            let (store, gateways, log) = (self.store.clone(), Arc::clone(&self.gateways), Arc::clone(&self.log));
             async move {
+                let is_proof = proof == Proof::Signature || is_confirmed(&mut claim, proof, &store, &gateways).await;
+                let policy = Policy { late, is_proof };
+                let settle = Settle { claim: claim.clone(), source: SettledBy::Notify, policy, receipt };
                 let settled = store.settle(settle).await;
                 let outcome = match &settled {
                     Ok(settlement) => settlement.outcome,
@@ -144,5 +183,37 @@ impl Notify {
             tokio::time::sleep(UNLOGGED_REPORT_INTERVAL).await;
             self.log.report_unlogged();
         }
+    }
+}
+
+/// What this notification needs: below the merchant's limit, its signature is enough.
+fn needed_proof(merchant: &Merchant, notification: &Notification) -> Proof {
+    match (merchant.proof, merchant.query_above) {
+        (Proof::SignatureAndQuery, Some(limit)) if notification.money <= limit => Proof::Signature,
+        (proof, _) => proof,
+    }
+}
+
+/// Whether the gateway itself says that the order is paid, with the same merchant, order and money.
+///
+/// It is asked only where its word can change something: all else the store decides by what it has. Where callbacks are only
+/// hints, the payment's number is the one that the gateway answers with.
+async fn is_confirmed(claim: &mut Claim, proof: Proof, store: &Store, gateways: &Gateways) -> bool {
+    let order = match store.order(&claim.order_no).await {
+        Ok(Some(order)) if order.terms.merchant == claim.merchant => order,
+        _ => return false,
+    };
+    let is_payable = order.stored_status == OrderStatus::Pending && order.terms.amount == claim.amount;
+    if !claim.paid || !is_payable {
+        return false;
+    }
+    match gateways.ask(&order, Cause::Notify, QUESTION_TIMEOUT).await {
+        Ok((Verdict::Paid { trade_no }, _)) => {
+            if proof == Proof::Query {
+                claim.trade_no = trade_no;
+            }
+            true
+        }
+        _ => false,
     }
 }
