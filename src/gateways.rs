@@ -21,7 +21,7 @@ use crate::store::{Answered, Cause, Store};
 /// How many questions because of notifications one gateway is asked at the same time.
 const NOTIFY_CONCURRENCY: usize = 32;
 /// How long a gateway is left alone that says "too many requests" and not for how long.
-const RATE_LIMITED_PAUSE: Duration = Duration::from_secs(30);
+const RATE_LIMITED_PAUSE: Duration = Duration::from_secs(5);
 /// How long a gateway is left alone that does not answer: this after the first time, twice as long after each more.
 const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
 const TROUBLE_PAUSE_MAX: Duration = Duration::from_mins(5);

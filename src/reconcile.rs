@@ -28,8 +28,10 @@ const TICK: Duration = Duration::from_secs(1);
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long questions under way are waited for when the service stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
-/// When an order is asked about again whose question got no answer.
-const RETRY_AFTER_S: u32 = 60;
+/// How soon an order is asked about again whose question got no answer to go by: after a tenth of its age, within these bounds.
+const RETRY_AFTER_S: std::ops::RangeInclusive<u32> = 5..=3600;
+/// For how long after the last time of the schedule an order is still asked about that never got an answer.
+const RETRY_FOR_S: u32 = 3 * 24 * 3600;
 /// How far times are moved at random, in hundredths of the time since the order was created: many orders of one minute must not
 /// be many questions of one second.
 const JITTER_PERCENT: u64 = 10;
@@ -125,13 +127,15 @@ impl Reconciler {
     async fn answer_question(self: Arc<Self>, question: Question) {
         let order_no = question.order.terms.order_no.to_string();
         let finding = self.ask_and_settle(&question.order, Cause::Reconcile, QUESTION_TIMEOUT).await;
-        let now = Timestamp::now();
+        let (now, created_at) = (Timestamp::now(), question.order.terms.created_at);
         let next = match finding {
             Ok(Finding::Paid(_)) => None,
             // Its turn has not come: the gateway was not even asked.
             Ok(Finding::NoAnswer(AskError::Busy)) => Some((question.step, now.plus_seconds(1))),
-            Ok(Finding::NoAnswer(_)) | Err(_) => Some((question.step, now.plus_seconds(RETRY_AFTER_S))),
-            Ok(_) => next_time(&self.config.load(), question.order.terms.created_at, now),
+            Ok(Finding::NoAnswer(_) | Finding::Contradicts(_)) | Err(_) => {
+                retry_time(&self.config.load(), created_at, now).map(|at| (question.step, at))
+            }
+            Ok(Finding::NotPaid(_) | Finding::WouldSettle) => next_time(&self.config.load(), created_at, now),
         };
         let (step, at) = next.map_or((question.step, None), |(step, at)| (step, Some(at)));
         if let Err(error) = self.store.schedule_question(order_no.clone(), step, at).await {
@@ -257,6 +261,14 @@ fn next_time(config: &Config, created_at: Timestamp, now: Timestamp) -> Option<(
     Some((step, created_at.plus_seconds(jittered(seconds))))
 }
 
+/// When to ask again that got no answer to go by; `None` when that has gone on for days.
+fn retry_time(config: &Config, created_at: Timestamp, now: Timestamp) -> Option<Timestamp> {
+    let age_s = u32::try_from((now.ms() - created_at.ms()).max(0) / 1000).unwrap_or(u32::MAX);
+    let last_s = config.reconcile.schedule_s.last().copied().unwrap_or(0);
+    let wait_s = (age_s / 10).clamp(*RETRY_AFTER_S.start(), *RETRY_AFTER_S.end());
+    (age_s <= last_s.saturating_add(RETRY_FOR_S)).then(|| now.plus_seconds(jittered(wait_s)))
+}
+
 /// Up to a tenth more.
 fn jittered(seconds: u32) -> u32 {
     let mut random = [0; 4];
@@ -271,6 +283,20 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+
+    #[test]
+    fn what_got_no_answer_is_asked_again_less_and_less_often_and_not_for_ever() {
+        let config = Config::from_toml("[reconcile]\nschedule_s = [15, 60]", Path::new("/x")).unwrap();
+        let created_at = Timestamp::from_ms(1_700_000_000_000);
+        for (age_s, wait_s) in
+            [(0, Some(5)), (100, Some(10)), (3600, Some(360)), (200_000, Some(3600)), (259_261, None)]
+        {
+            let now = created_at.plus_seconds(age_s);
+            let waits = retry_time(&config, created_at, now).map(|at| (at.ms() - now.ms()) / 1000);
+            let fits = |waits: i64| wait_s.is_some_and(|wait_s| (wait_s..=wait_s + wait_s / 10).contains(&waits));
+            assert_eq!(waits.map(fits), wait_s.map(|_| true), "{age_s}: {waits:?}");
+        }
+    }
 
     #[test]
     fn the_schedule_goes_on_where_the_clock_is() {

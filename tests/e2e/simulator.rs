@@ -12,108 +12,21 @@ use ring::rand::SystemRandom;
 use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
 use serde_json::Value;
 
+use crate::simulated_gateway::{Gateway, request};
 use crate::support::*;
 
-/// A running `webhookctl gateway simulate`; a minute takes 50 ms.
-struct Gateway {
-    process: Process,
-    address: SocketAddr,
-    events: Arc<Mutex<Vec<Value>>>,
+/// Makes an order of the first merchant, whose callbacks go to `notify_url`.
+trait Shop {
+    fn create(&self, order: &str, notify_url: &str) -> String;
 }
 
-impl Gateway {
-    fn start(sandbox: &Sandbox, options: &[&str]) -> Self {
-        let usual = ["gateway", "simulate", "--listen", "127.0.0.1:0", "--json", "--minute", "0.05", "--seed", "1"];
-        Self::run(&mut sandbox.command(&[&usual, options].concat()))
-    }
-
-    fn run(command: &mut Command) -> Self {
-        let mut process = Process::spawn(command.stdout(Stdio::piped()));
-        let mut lines = BufReader::new(process.stdout()).lines().map_while(Result::ok);
-        let listening: Value = serde_json::from_str(&lines.next().unwrap()).unwrap();
-        assert_eq!(listening["event"], "listening");
-        let url = listening["url"].as_str().unwrap();
-        let address = url.strip_prefix("http://").unwrap().strip_suffix('/').unwrap().parse().unwrap();
-        let events = Arc::new(Mutex::new(Vec::new()));
-        let told = Arc::clone(&events);
-        std::thread::spawn(move || {
-            for line in lines {
-                told.lock().unwrap().push(serde_json::from_str(&line).unwrap());
-            }
-        });
-        Self { process, address, events }
-    }
-
-    fn get(&self, target: &str) -> Response {
-        Client::connect(self.address).get(target)
-    }
-
-    fn post(&self, path: &str, form: &str) -> Response {
-        Client::connect(self.address).send(request(path, form))
-    }
-
-    fn json(&self, path: &str, form: &str) -> Value {
-        let response = self.post(path, form);
-        serde_json::from_str(&response.body).unwrap_or_else(|_| panic!("{response:?}"))
-    }
-
-    /// Makes an order of the first merchant, whose callbacks go to `notify_url`.
+impl Shop for Gateway {
     #[track_caller]
     fn create(&self, order: &str, notify_url: &str) -> String {
         let reply = self.json("/mapi.php", &purchase(order, notify_url).form());
         assert_eq!(reply["code"], 1, "{reply}");
         reply["payurl"].as_str().unwrap().strip_prefix(&format!("http://{}", self.address)).unwrap().to_owned()
     }
-
-    fn pay(&self, order: &str) {
-        assert_eq!(self.post("/simulate/pay", &format!("out_trade_no={order}")).status, 200);
-    }
-
-    fn query(&self, order: &str) -> Value {
-        let response = self.get(&format!("/api.php?act=order&pid={PID}&key={KEY}&out_trade_no={order}"));
-        serde_json::from_str(&response.body).unwrap()
-    }
-
-    /// What the gateway knows of an order.
-    fn order(&self, order: &str) -> Value {
-        let orders: Vec<Value> = serde_json::from_str(&self.get("/simulate/orders").body).unwrap();
-        orders.into_iter().find(|known| known["out_trade_no"] == order).unwrap()
-    }
-
-    #[track_caller]
-    fn wait_for_callbacks(&self, order: &str, count: u64) {
-        wait_until(&format!("{count} callbacks"), || self.order(order)["callbacks"].as_u64() >= Some(count));
-    }
-
-    #[track_caller]
-    fn wait_for_delivery(&self, order: &str) {
-        wait_until("delivered", || self.order(order)["delivered"] == true);
-    }
-
-    /// Waits for so many events of a kind about an order.
-    #[track_caller]
-    fn wait_for_events(&self, kind: &str, order: &str, count: usize) -> Vec<Value> {
-        let found = || -> Vec<Value> {
-            let events = self.events.lock().unwrap();
-            let fits = |event: &&Value| event["event"] == kind && event["out_trade_no"] == order;
-            events.iter().filter(fits).cloned().collect()
-        };
-        wait_until(&format!("{count} × {kind}"), || found().len() >= count);
-        found()
-    }
-
-    fn stop(mut self) {
-        self.process.signal(Signal::SIGTERM);
-        assert_eq!(self.process.wait().code(), Some(0));
-    }
-}
-
-fn request(path: &str, form: &str) -> String {
-    let length = form.len();
-    format!(
-        "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n\
-         Content-Length: {length}\r\n\r\n{form}"
-    )
 }
 
 /// What a shop asks of its gateway.
