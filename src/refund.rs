@@ -8,7 +8,7 @@ use std::time::Duration;
 use rust_i18n::t;
 
 use crate::clock::Timestamp;
-use crate::epay::client::{Gateway, GatewayError, RefundReply, Verdict};
+use crate::epay::client::{self, Gateway, GatewayError, RefundReply, Verdict};
 use crate::gateways::Gateways;
 use crate::order::Order;
 use crate::store::{ByHand, Cause, RefundState, Store, StoreError};
@@ -79,7 +79,7 @@ pub(crate) async fn refund(
         return Err(RefundError::NoGateway(pid.clone()));
     };
     if !is_new {
-        match is_refunded(gateways, &order).await {
+        match is_refunded(gateways, &gateway, &order).await {
             Ok(true) => {
                 let answer = before.answer.unwrap_or_else(|| "refunded".into());
                 return finish(store, order_no, answer, true).await;
@@ -102,7 +102,7 @@ async fn ask_for_it(
     let trade_no = order.trade_no.as_deref().unwrap_or_default();
     match gateway.refund(&order.terms.order_no, trade_no, order.terms.amount).await {
         Ok(RefundReply::Accepted { body }) => {
-            let proved = is_refunded(gateways, order).await.unwrap_or(false);
+            let proved = is_refunded(gateways, gateway, order).await.unwrap_or(false);
             finish(store, order_no, String::from_utf8_lossy(&body).into_owned(), proved).await
         }
         Ok(RefundReply::Unclear(error)) => {
@@ -125,7 +125,13 @@ async fn refused(store: &Store, order_no: String, error: &GatewayError) -> Resul
 }
 
 /// Whether the gateway itself says that the payment is refunded; an error is why it says nothing.
-async fn is_refunded(gateways: &Gateways, order: &Order) -> Result<bool, String> {
+async fn is_refunded(gateways: &Gateways, gateway: &Gateway, order: &Order) -> Result<bool, String> {
+    // V2 gateways know the refund itself; all others have to be asked about the payment.
+    if let Ok(client::RefundState::Done { money }) = gateway.refund_query(&order.terms.order_no).await
+        && money.is_none_or(|money| money == order.terms.amount)
+    {
+        return Ok(true);
+    }
     match gateways.ask(order, Cause::Refund, QUESTION_TIMEOUT).await {
         Ok((Verdict::Refunded { .. }, _)) => Ok(true),
         Ok((Verdict::Contradicts(field), _)) => Err(GatewayError::Contradicts(field).to_string()),

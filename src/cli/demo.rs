@@ -1,26 +1,36 @@
 //! `demo`: the whole way of a payment in a sandbox of its own, one line a step.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::Method;
 use rust_i18n::t;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::callback::{self, Callback, Connection};
 use super::config::random_key;
 use super::failure::Exit;
 use super::{output, parse_language, users};
-use crate::checkout::{DEFAULT_PAYMENT_TYPE, Goods, Wish, creation};
-use crate::clock::Timestamp;
-use crate::config::Config;
+use crate::checkout::{Cashier, DEFAULT_PAYMENT_TYPE, Goods, Wish};
+use crate::config::{Config, Current};
 use crate::epay::SignedCallback;
+use crate::gateways::Gateways;
 use crate::language::Language;
 use crate::order::{Order, User};
+use crate::outgoing::Client;
 use crate::secret::Secret;
+use crate::server::NOTIFY_PATH;
 use crate::service::Service;
+use crate::simulator::{Merchant, Settings, Simulator};
 use crate::store::Store;
 
+/// How long a step may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How often it is looked whether credits have come.
+const PAUSE: Duration = Duration::from_millis(20);
 const PID: &str = "demo";
 const PACKAGE: &str = "silver";
 const TELEGRAM_ID: i64 = 1001;
@@ -35,26 +45,35 @@ pub(super) struct Arguments {
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let directory = tempfile::Builder::new().prefix("webhookctl-demo-").tempdir()?;
     let key = random_key()?;
+    let (gateway_listener, listener) =
+        (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
+    let (gateway, address) = (gateway_listener.local_addr()?, listener.local_addr()?);
     let text = format!(
         "language = \"{}\"\n[[merchant]]\npid = \"{PID}\"\nkey = \"{key}\"\nsandbox = true\n\
+         gateway_url = \"http://{gateway}/\"\nnotify_url = \"http://{address}{NOTIFY_PATH}\"\n\
+         return_url = \"http://{address}/payment/return\"\n[reconcile]\nschedule_s = [1, 2, 3, 5, 8]\n\
          [[package]]\nid = \"{PACKAGE}\"\nname = \"VIP白银\"\nprice = \"36.00\"\ncredits = 70\n",
         arguments.language
     );
     let config = Config::from_toml(&text, directory.path())?;
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
+    let simulator = Simulator::new(vec![Merchant::v1(PID, Secret::new(key))], Settings::default());
     let service = Service::open(config.clone()).await?;
     let store = service.store().clone();
-    let (stop, stopped) = oneshot::channel::<()>();
-    let running = tokio::spawn(service.run(listener, async { drop(stopped.await) }));
+    let stop = CancellationToken::new();
+    let simulating = tokio::spawn(simulator.serve(gateway_listener, stop.clone().cancelled_owned()));
+    let running = tokio::spawn(service.run(listener, stop.clone().cancelled_owned()));
 
-    let mut demo = Demo { address, key: Secret::new(key), store, passed: true };
+    let current = Current::new(config);
+    let gateways = Arc::new(Gateways::new(&current, &store));
+    let cashier = Cashier::new(&current, &store, &gateways);
+    let mut demo = Demo { address, gateway, client: Client::new(), cashier, store, passed: true };
+    demo.tell(true, &t!("demo.gateway", address = gateway, pid = PID))?;
     demo.tell(true, &t!("demo.service", address = address, directory = directory.path().display()))?;
-    demo.tell(true, &t!("demo.merchant", pid = PID))?;
-    demo.play(&config).await?;
+    demo.play().await?;
 
+    stop.cancel();
+    simulating.await??;
     // The service may have ended by itself: its own error says why.
-    let _ = stop.send(());
     running.await??;
     let passed = demo.passed;
     output::line(&if passed { t!("demo.passed") } else { t!("demo.failed") })?;
@@ -62,35 +81,46 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 }
 
 struct Demo {
+    /// Where the service listens.
     address: SocketAddr,
-    key: Secret,
+    /// Where the pretend gateway listens.
+    gateway: SocketAddr,
+    client: Client,
+    cashier: Cashier,
     store: Store,
     passed: bool,
 }
 
 impl Demo {
-    async fn play(&mut self, config: &Config) -> anyhow::Result<()> {
-        let order = self.create_order(config).await?;
-        let forged = self.create_order(config).await?;
+    async fn play(&mut self) -> anyhow::Result<()> {
+        let order = self.create_order().await?;
         let terms = &order.terms;
-        let user = t!("demo.order", order = terms.order_no, user = TELEGRAM_ID, amount = terms.amount);
-        self.tell(self.credits().await? == 0, &user)?;
+        let told = t!("demo.order", order = terms.order_no, user = TELEGRAM_ID, amount = terms.amount);
+        self.tell(self.credits().await? == 0, &told)?;
+        let link = order.pay_page.as_ref().map(|page| page.url.as_str()).unwrap_or_default();
+        self.tell(!link.is_empty(), &t!("demo.pay_link", link = link))?;
 
-        let paid = Self::callback(&order, &self.key);
-        let body = self.send(&paid).await?;
-        let credits = self.credits().await?;
-        self.tell(body == "success" && credits == 70, &t!("demo.callback", body = body, credits = credits))?;
+        self.pay(&order).await?;
+        let credits = self.wait_for_credits(70).await?;
+        self.tell(credits == 70, &t!("demo.callback", credits = credits))?;
 
-        let body = self.send(&paid).await?;
-        let credits = self.credits().await?;
-        self.tell(body == "success" && credits == 70, &t!("demo.duplicate", body = body, credits = credits))?;
+        let answer = self.control("callback", &order).await?;
+        let (repeated, credits) = (answer.contains("success"), self.credits().await?);
+        self.tell(repeated && credits == 70, &t!("demo.duplicate", credits = credits))?;
 
-        let body = self.send(&Self::callback(&forged, &Secret::new("a forger's guess"))).await?;
+        let forged = self.create_order().await?;
+        let body = self.forge(&forged).await?;
         let credits = self.credits().await?;
         self.tell(body == "fail" && credits == 70, &t!("demo.forgery", body = body, credits = credits))?;
 
+        let lost = self.create_order().await?;
+        self.client.post_form(&self.url("simulate/faults"), &[("fault", "never")], PATIENCE).await?;
+        self.pay(&lost).await?;
+        let credits = self.wait_for_credits(140).await?;
+        self.tell(credits == 140, &t!("demo.reconciled", order = lost.terms.order_no, credits = credits))?;
+
         let user = self.store.user(TELEGRAM_ID).await?;
-        let expected = User { credits: 70, orders_paid: 1, telegram_id: TELEGRAM_ID };
+        let expected = User { credits: 140, orders_paid: 2, telegram_id: TELEGRAM_ID };
         let shown = user.as_ref().map(users::summary).unwrap_or_default();
         self.tell(user == Some(expected), &shown)
     }
@@ -100,7 +130,7 @@ impl Demo {
         output::line(&format!("{} {step}", if as_it_should { "✓" } else { "✗" }))
     }
 
-    async fn create_order(&self, config: &Config) -> anyhow::Result<Order> {
+    async fn create_order(&self) -> anyhow::Result<Order> {
         let wish = Wish {
             telegram_id: TELEGRAM_ID,
             goods: Goods::Package(PACKAGE.into()),
@@ -111,16 +141,44 @@ impl Demo {
             client_ip: None,
             idempotency: None,
         };
-        Ok(self.store.create_order(creation(wish, config, Timestamp::now())?).await?.order)
+        Ok(self.cashier.create(wish).await?.order)
     }
 
-    fn callback(order: &Order, key: &Secret) -> Callback {
-        Callback { signed: SignedCallback::v1(callback::paid(order), key), method: Method::POST }
+    /// Pays at the pretend gateway, as a buyer would.
+    async fn pay(&self, order: &Order) -> anyhow::Result<()> {
+        self.control("pay", order).await.map(drop)
     }
 
-    async fn send(&self, callback: &Callback) -> anyhow::Result<String> {
-        let (answer, _) = Connection::open(self.address).await?.send(callback).await?;
+    async fn control(&self, what: &str, order: &Order) -> anyhow::Result<String> {
+        let form = [("out_trade_no", order.terms.order_no.as_str())];
+        let reply = self.client.post_form(&self.url(&format!("simulate/{what}")), &form, PATIENCE).await?;
+        Ok(String::from_utf8_lossy(&reply.body).into_owned())
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}/{path}", self.gateway)
+    }
+
+    /// Sends a callback signed with another key; what came back.
+    async fn forge(&self, order: &Order) -> anyhow::Result<String> {
+        let signed = SignedCallback::v1(callback::paid(order), &Secret::new("a forger's guess"));
+        let (answer, _) =
+            Connection::open(self.address).await?.send(&Callback { signed, method: Method::POST }).await?;
         Ok(answer.body)
+    }
+
+    /// The user's credits, when they are so many, or when patience ends.
+    async fn wait_for_credits(&self, wanted: i64) -> anyhow::Result<i64> {
+        let waiting = async {
+            while self.credits().await? != wanted {
+                sleep(PAUSE).await;
+            }
+            anyhow::Ok(())
+        };
+        if let Ok(result) = timeout(PATIENCE, waiting).await {
+            result?;
+        }
+        self.credits().await
     }
 
     async fn credits(&self) -> anyhow::Result<i64> {

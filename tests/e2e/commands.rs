@@ -263,8 +263,8 @@ fn the_demo_needs_nothing_and_leaves_nothing() {
         let output = sandbox.command(&["demo", "--language", language]).env("TMPDIR", &temporary).output().unwrap();
         let stdout = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(0), "{stdout}");
-        assert_eq!(stdout.lines().filter(|line| line.starts_with("✓ ")).count(), 7, "{stdout}");
-        assert!(!stdout.contains('✗') && stdout.contains("70"), "{stdout}");
+        assert_eq!(stdout.lines().filter(|line| line.starts_with("✓ ")).count(), 9, "{stdout}");
+        assert!(!stdout.contains('✗') && stdout.contains("140"), "{stdout}");
         assert_eq!(language == "zh", stdout.contains("积分"), "{stdout}");
         assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0);
         assert_eq!(std::fs::read_dir(sandbox.directory()).unwrap().count(), 1, "only the directory made above");

@@ -66,15 +66,6 @@ pub(crate) enum PayTarget {
     UrlScheme(String),
 }
 
-impl PayTarget {
-    /// What a QR code of it holds: each of them can be scanned.
-    pub(crate) fn qr_text(&self) -> &str {
-        match self {
-            Self::Url(text) | Self::QrCode(text) | Self::UrlScheme(text) => text,
-        }
-    }
-}
-
 impl<'a> Payable<'a> {
     /// The fields that a link to the gateway's page has.
     pub(super) fn link_fields(&self, pid: &'a str) -> Result<Request<'a>, GatewayError> {
