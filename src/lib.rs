@@ -29,6 +29,7 @@ mod money;
 mod named;
 mod order;
 #[allow(dead_code, reason = "nothing asks others yet")]
+mod outbox;
 mod outgoing;
 mod reconcile;
 mod refund;
@@ -38,6 +39,7 @@ mod service;
 mod settlement;
 mod simulator;
 mod store;
+mod telegram;
 
 #[doc(hidden)]
 pub mod cli;
