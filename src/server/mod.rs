@@ -60,10 +60,12 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) fn new(config: &Current, store: &Store) -> Self {
+        // Nobody asks gateways yet: a payment is seen when its notification comes.
+        let ask: return_page::Ask = Arc::new(|_order| {});
         Self {
             config: config.clone(),
             notify: notify::Notify::new(config.clone(), store.clone()),
-            return_page: return_page::ReturnPage::new(config.clone(), store.clone()),
+            return_page: return_page::ReturnPage::new(config.clone(), store.clone(), ask),
             health: health::Health::new(store.clone()),
         }
     }
@@ -105,7 +107,9 @@ impl Site {
                 let client = address::client(peer, request.headers(), &self.config.load().trusted_proxies);
                 self.notify.answer(request, client).await
             }
-            return_page::PATH => self.return_page.answer(request.uri().query().unwrap_or_default()).await,
+            return_page::PATH => {
+                self.return_page.answer(request.uri().query().unwrap_or_default(), request.headers()).await
+            }
             health::PATH => self.health.answer().await,
             _ => status::answer(),
         }
