@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(unreachable_pub, reason = "the support module is for all the others")]
 
+mod browser;
 mod commands;
 mod configuration;
 mod crash;
@@ -15,6 +16,7 @@ mod payment;
 mod pid_file;
 mod reload;
 mod restart;
+mod return_page;
 mod simulator;
 mod support;
 mod systemd;
