@@ -155,18 +155,11 @@ impl Browser<'_> {
         answer["result"]["value"].take()
     }
 
-    /// The document as it is now.
-    pub fn html(&self) -> String {
-        let document = self.devtools("DOM.getDocument", &json!({"depth": 0}));
-        let node = json!({"nodeId": document["root"]["nodeId"]});
-        self.devtools("DOM.getOuterHTML", &node)["outerHTML"].as_str().unwrap().to_owned()
-    }
-
-    /// What the page's heading says.
+    /// What the page's heading says; nothing where there is none yet. In one question, since the next may meet another page.
     pub fn heading(&self) -> String {
-        let html = self.html();
-        let heading = html.split_once("<h1>").and_then(|(_, rest)| rest.split_once("</h1>"));
-        heading.map(|(heading, _)| heading.to_owned()).unwrap_or_default()
+        let document = self.devtools("DOM.getDocument", &json!({"depth": -1}));
+        let heading = element(&document["root"], "H1");
+        heading.and_then(|heading| heading["children"][0]["nodeValue"].as_str()).unwrap_or_default().to_owned()
     }
 
     /// What the browser has complained about since it was last asked.
@@ -186,6 +179,14 @@ impl Browser<'_> {
             fs::copy(&file, directory.join(file.file_name().unwrap())).unwrap();
         }
     }
+}
+
+/// The first element of this name in a tree of nodes.
+fn element<'a>(node: &'a Value, name: &str) -> Option<&'a Value> {
+    if node["nodeName"] == name {
+        return Some(node);
+    }
+    node["children"].as_array()?.iter().find_map(|child| element(child, name))
 }
 
 impl Drop for Browser<'_> {

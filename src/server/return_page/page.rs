@@ -100,7 +100,7 @@ impl Page<'_> {
         let content = html! {
             (heading(mood, &title))
             p.amount { span.currency { "¥" } (terms.amount) }
-            p.advice { (advice) }
+            (paragraph(&advice))
             dl {
                 div { dt { (t!("page.product", locale = locale)) } dd { (terms.name) } }
                 div { dt { (t!("page.credits", locale = locale)) } dd { (terms.credits) } }
@@ -115,7 +115,7 @@ impl Page<'_> {
         let locale = self.language.name();
         let title = t!("page.neutral", locale = locale);
         let advice = t!("page.neutral_advice", locale = locale);
-        let content = html! { (heading(Mood::Neutral, &title)) p.advice { (advice) } };
+        let content = html! { (heading(Mood::Neutral, &title)) (paragraph(&advice)) };
         self.document(Mood::Neutral, Refresh::Never, &title, &content)
     }
 
@@ -123,7 +123,8 @@ impl Page<'_> {
     pub(super) fn busy(&self) -> String {
         let locale = self.language.name();
         let title = t!("page.busy", locale = locale);
-        let content = html! { (heading(Mood::Waiting, &title)) p.advice { (t!("page.busy_advice", locale = locale)) } };
+        let advice = t!("page.busy_advice", locale = locale);
+        let content = html! { (heading(Mood::Waiting, &title)) (paragraph(&advice)) };
         self.document(Mood::Waiting, Refresh::EverySeconds(BUSY_REFRESH_S), &title, &content)
     }
 
@@ -157,7 +158,7 @@ impl Page<'_> {
                         }
                     }
                     @if !self.bot.is_empty() {
-                        a.back href={ "https://t.me/" (self.bot) } { (t!("page.back", locale = locale)) }
+                        nav { a.back href={ "https://t.me/" (self.bot) } { (t!("page.back", locale = locale)) } }
                     }
                     @if refresh != Refresh::Never {
                         script { (PreEscaped(SCRIPT)) }
@@ -196,6 +197,15 @@ fn heading(mood: Mood, title: &str) -> Markup {
             }
         }
         h1 { (title) }
+    }
+}
+
+/// What to do now. Chinese has no spaces to break lines at, so its clauses are kept whole where there is room for them.
+fn paragraph(text: &str) -> Markup {
+    html! {
+        p.advice {
+            @for clause in text.split_inclusive(['，', '。']) { span.clause[text.contains('。')] { (clause) } }
+        }
     }
 }
 
