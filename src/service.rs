@@ -70,7 +70,7 @@ impl Service {
         let config = Current::new(config);
         let gateways = Arc::new(Gateways::new(&config, &store));
         let reconciler = Arc::new(Reconciler::new(&config, &store, &gateways));
-        let site = Arc::new(Site::new(&config, &store, &gateways));
+        let site = Arc::new(Site::new(&config, &store, &gateways, &reconciler));
         Ok(Self { config, store, site, reconciler })
     }
 

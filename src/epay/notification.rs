@@ -100,17 +100,7 @@ impl<'a> Unverified<'a> {
 
     /// Checks the signature (and, for V2, the age at the time `now`) by the credentials of the merchant that `pid` names.
     pub(crate) fn verify(&self, credentials: &Credentials, now: Timestamp) -> Result<Notification, VerifyError> {
-        let sign = self.field("sign");
-        let sign_type = self.field("sign_type");
-        let is_md5 = sign_type.is_empty() || sign_type.eq_ignore_ascii_case("MD5");
-        let by_previous_key = match credentials {
-            Credentials::V1 { key, .. } if is_md5 && verify_md5(&self.form, key, sign) => false,
-            Credentials::V1 { key_previous: Some(key), .. } if is_md5 && verify_md5(&self.form, key, sign) => true,
-            Credentials::V2 { platform_key, .. } if sign_type == "RSA" && platform_key.verify(&self.form, sign) => {
-                false
-            }
-            _ => return Err(VerifyError::BadSignature),
-        };
+        let by_previous_key = self.signed_by_previous_key(credentials).ok_or(VerifyError::BadSignature)?;
         if matches!(credentials, Credentials::V2 { .. }) && !is_fresh(self.field("timestamp"), now) {
             return Err(VerifyError::Stale);
         }
@@ -123,6 +113,28 @@ impl<'a> Unverified<'a> {
             param: Some(self.field("param")).filter(|param| !param.is_empty()).map(str::to_owned),
             by_previous_key,
         })
+    }
+
+    /// Whether the merchant's gateway signed this at some time: enough to show what is known already, and no [`Notification`].
+    pub(crate) fn is_signed(&self, credentials: &Credentials) -> bool {
+        self.signed_by_previous_key(credentials).is_some()
+    }
+
+    /// Whether the key that signed this is the merchant's previous one; `None` where no key of the merchant's did.
+    fn signed_by_previous_key(&self, credentials: &Credentials) -> Option<bool> {
+        let sign = self.field("sign");
+        let sign_type = self.field("sign_type");
+        let is_md5 = sign_type.is_empty() || sign_type.eq_ignore_ascii_case("MD5");
+        match credentials {
+            Credentials::V1 { key, .. } if is_md5 && verify_md5(&self.form, key, sign) => Some(false),
+            Credentials::V1 { key_previous: Some(key), .. } if is_md5 && verify_md5(&self.form, key, sign) => {
+                Some(true)
+            }
+            Credentials::V2 { platform_key, .. } if sign_type == "RSA" && platform_key.verify(&self.form, sign) => {
+                Some(false)
+            }
+            _ => None,
+        }
     }
 
     /// A field's value; the required ones are there since [`Unverified::parse`], any other is empty where it is absent.

@@ -32,7 +32,8 @@ use tokio::time::timeout;
 
 use crate::config::Current;
 use crate::gateways::Gateways;
-use crate::store::Store;
+use crate::reconcile::Reconciler;
+use crate::store::{Cause, Store};
 use guard::GuardedIo;
 use head::HEAD_BYTES_MAX;
 pub(crate) use health::PATH as HEALTH_PATH;
@@ -44,6 +45,8 @@ const CONNECTIONS_MAX: u32 = 4096;
 const BODY_BYTES_MAX: usize = 16 * 1024;
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the gateway may take to answer about the order of a buyer who has come back.
+const RETURN_QUESTION_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long clients may keep their connections when another process has taken over; a silent one is closed long before.
 const LEAVE_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long accepting pauses when the system has no descriptors or memory for another connection.
@@ -60,11 +63,20 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    pub(crate) fn new(config: &Current, store: &Store, gateways: &Arc<Gateways>) -> Self {
+    pub(crate) fn new(config: &Current, store: &Store, gateways: &Arc<Gateways>, reconciler: &Arc<Reconciler>) -> Self {
+        let reconciler = Arc::clone(reconciler);
+        let ask: return_page::Ask = Arc::new(move |order| {
+            let reconciler = Arc::clone(&reconciler);
+            tokio::spawn(async move {
+                if let Err(error) = reconciler.ask_and_settle(&order, Cause::Return, RETURN_QUESTION_TIMEOUT).await {
+                    log::debug!("{error}");
+                }
+            });
+        });
         Self {
             config: config.clone(),
             notify: notify::Notify::new(config.clone(), store.clone(), Arc::clone(gateways)),
-            return_page: return_page::ReturnPage::new(config.clone(), store.clone()),
+            return_page: return_page::ReturnPage::new(config.clone(), store.clone(), ask),
             health: health::Health::new(store.clone()),
         }
     }
@@ -106,7 +118,9 @@ impl Site {
                 let client = address::client(peer, request.headers(), &self.config.load().trusted_proxies);
                 self.notify.answer(request, client).await
             }
-            return_page::PATH => self.return_page.answer(request.uri().query().unwrap_or_default()).await,
+            return_page::PATH => {
+                self.return_page.answer(request.uri().query().unwrap_or_default(), request.headers()).await
+            }
             health::PATH => self.health.answer().await,
             _ => status::answer(),
         }

@@ -18,21 +18,6 @@ use crate::support::*;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_webhookctl");
 
-/// Where a program is that a test cannot do without.
-fn find_program(name: &str, package: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    // Debian's users have no `sbin` in their PATH.
-    let directories = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    let found = directories.map(|directory| directory.join(name)).find(|file| file.is_file());
-    if found.is_none() {
-        let text = format!("{name} is missing: apt-get install {package}");
-        assert!(std::env::var_os("WEBHOOKCTL_TEST_ALL").is_none_or(|all| all != "1"), "{text}");
-        // Straight to the terminal: what a passing test prints is not shown.
-        let _ = std::io::stderr().write_all(format!("skipped a test: {text}\n").as_bytes());
-    }
-    found
-}
-
 /// A file of `scripts/`.
 fn shipped(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)).unwrap()

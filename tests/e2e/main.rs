@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(unreachable_pub, reason = "the support module is for all the others")]
 
+mod browser;
 mod commands;
 mod configuration;
 mod crash;
@@ -16,6 +17,7 @@ mod payment;
 mod pid_file;
 mod reload;
 mod restart;
+mod return_page;
 mod simulated_gateway;
 mod simulator;
 mod support;
