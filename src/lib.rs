@@ -29,7 +29,6 @@ mod money;
 mod named;
 mod order;
 #[allow(dead_code, reason = "nothing asks others yet")]
-mod outbox;
 mod outgoing;
 mod reconcile;
 mod refund;
@@ -39,7 +38,6 @@ mod service;
 mod settlement;
 mod simulator;
 mod store;
-mod telegram;
 
 #[doc(hidden)]
 pub mod cli;

@@ -13,12 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Current};
 use crate::gateways::Gateways;
-use crate::outbox::{self, Events, Messages, Notices};
-use crate::outgoing::Client;
 use crate::reconcile::Reconciler;
 use crate::server::{self, Drained, Phase, Site};
 use crate::store::Store;
-use crate::telegram::Sender;
 
 /// The payment webhook service, opened and ready to run.
 ///
@@ -66,7 +63,6 @@ impl Service {
         let store = Store::open(&config.database.url).await?;
         log::info!(target: "webhookctl::store", "{}", t!("log.store_ready"));
         log::info!("{}", t!("log.service_ready"));
-        store.tell_bot(config.events.is_some());
         let config = Current::new(config);
         let gateways = Arc::new(Gateways::new(&config, &store));
         let reconciler = Arc::new(Reconciler::new(&config, &store, &gateways));
@@ -114,7 +110,6 @@ impl Service {
         let drain = || drain_timeout(&self.config.load());
         let mut parts = Parts::default();
         parts.start(|stop| Arc::clone(&self.reconciler).run(stop));
-        self.start_outbox(&mut parts);
         let drained = tokio::select! {
             drained = server::serve(listener, Arc::clone(&self.site), phases.clone(), drain) => drained,
             () = self.store.writer_ended() => return Err(anyhow!(t!("log.writer_ended"))),
@@ -128,19 +123,6 @@ impl Service {
         self.site.finish().await;
         log::info!("{}", t!("log.stopped"));
         Ok(())
-    }
-}
-
-impl Service {
-    fn start_outbox(&self, parts: &mut Parts) {
-        let (config, store) = (&self.config, &self.store);
-        let (client, notices) = (Client::new(), Notices::default());
-        let sender = Sender::new(client.clone());
-        let messages = Arc::new(Messages::new(config, &sender, &notices));
-        parts.start(|stop| outbox::deliver(messages, store.clone(), stop));
-        let events = Arc::new(Events::new(config, store, &client, &notices));
-        parts.start(|stop| outbox::deliver(events, store.clone(), stop));
-        parts.start(|stop| outbox::tell_operator(config.clone(), store.clone(), sender, notices, stop));
     }
 }
 
