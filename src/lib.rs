@@ -26,6 +26,7 @@ mod manager;
 mod money;
 mod named;
 mod order;
+mod outbox;
 #[allow(dead_code, reason = "nothing asks others yet")]
 mod outgoing;
 mod secret;
@@ -34,6 +35,7 @@ mod service;
 mod settlement;
 mod simulator;
 mod store;
+mod telegram;
 
 #[doc(hidden)]
 pub mod cli;

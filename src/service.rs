@@ -8,10 +8,16 @@ use anyhow::{Context, anyhow};
 use rust_i18n::t;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Current};
+use crate::outbox::{self, Buyers, Events, Notices, tell_admin};
+use crate::outgoing::Client;
 use crate::server::{self, Drained, Phase, Site};
 use crate::store::Store;
+use crate::telegram::Sender;
 
 /// The payment webhook service, opened and ready to run.
 ///
@@ -56,6 +62,7 @@ impl Service {
     pub async fn open(config: Config) -> anyhow::Result<Self> {
         config.language.activate();
         let store = Store::open(&config.database.url).await?;
+        store.tell_bot(config.events.is_some());
         log::info!(target: "webhookctl::store", "{}", t!("log.store_ready"));
         log::info!("{}", t!("log.service_ready"));
         let config = Current::new(config);
@@ -101,10 +108,13 @@ impl Service {
         let (version, sqlite) = (env!("CARGO_PKG_VERSION"), Store::engine_version());
         log::info!("{}", t!("log.listening", address = address, version = version, sqlite = sqlite));
         let drain = || drain_timeout(&self.config.load());
+        let mut background = Background::start(&self);
         let drained = tokio::select! {
-            drained = server::serve(listener, Arc::clone(&self.site), phases, drain) => drained,
+            drained = server::serve(listener, Arc::clone(&self.site), phases.clone(), drain) => drained,
             () = self.store.writer_ended() => return Err(anyhow!(t!("log.writer_ended"))),
+            fault = background.fault(phases) => return Err(fault),
         };
+        background.finish(drain()).await;
         if let Drained::Partly(count) = drained {
             log::warn!("{}", t!("log.stop_timeout", count = count, seconds = drain().as_secs_f32()));
         }
@@ -112,6 +122,56 @@ impl Service {
         self.site.finish().await;
         log::info!("{}", t!("log.stopped"));
         Ok(())
+    }
+}
+
+/// What the service does beside answering requests, in parts that all end by the same signal.
+struct Background {
+    parts: JoinSet<()>,
+    stop: CancellationToken,
+    stopped_at: Option<Instant>,
+}
+
+impl Background {
+    fn start(service: &Service) -> Self {
+        let (config, store) = (&service.config, &service.store);
+        let (stop, notices) = (CancellationToken::new(), Notices::default());
+        let client = Client::new();
+        let sender = Sender::new(client.clone());
+        let buyers = Buyers::new(config.clone(), sender.clone());
+        let events = Events::new(config.clone(), store.clone(), client, notices.clone());
+        let mut parts = JoinSet::new();
+        parts.spawn(outbox::run(buyers, store.clone(), notices.clone(), stop.clone()));
+        parts.spawn(outbox::run(events, store.clone(), notices.clone(), stop.clone()));
+        parts.spawn(tell_admin(notices, config.clone(), store.clone(), sender, stop.clone()));
+        Self { parts, stop, stopped_at: None }
+    }
+
+    /// Comes back when a part ends that must not. Tells them to end when the service does not serve any more, which may be long
+    /// before its last connection is closed: another process is to do their work then.
+    async fn fault(&mut self, mut phases: watch::Receiver<Phase>) -> anyhow::Error {
+        tokio::select! {
+            Some(ended) = self.parts.join_next() => {
+                let cause = ended.err().map_or_else(String::new, |error| error.to_string());
+                return anyhow!(t!("log.task_ended", cause = cause).into_owned());
+            }
+            // Nobody is left to say that it is over where this is an error.
+            _ = phases.wait_for(|phase| *phase != Phase::Serving) => {}
+        }
+        self.tell_to_stop();
+        std::future::pending().await
+    }
+
+    fn tell_to_stop(&mut self) -> Instant {
+        self.stop.cancel();
+        *self.stopped_at.get_or_insert_with(Instant::now)
+    }
+
+    /// Waits until all parts have ended, for at most `patience` after they were told to.
+    async fn finish(mut self, patience: Duration) {
+        let deadline = self.tell_to_stop() + patience;
+        // What is cut here is due again by itself, when its lease ends.
+        let _ = timeout_at(deadline, async { while self.parts.join_next().await.is_some() {} }).await;
     }
 }
 
