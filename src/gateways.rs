@@ -49,8 +49,8 @@ pub(crate) enum AskError {
 }
 
 impl Gateways {
-    pub(crate) fn new(config: &Current, store: &Store) -> Self {
-        Self { config: config.clone(), store: store.clone(), client: Client::new(), limits: Mutex::default() }
+    pub(crate) fn new(config: &Current, store: &Store, client: &Client) -> Self {
+        Self { config: config.clone(), store: store.clone(), client: client.clone(), limits: Mutex::default() }
     }
 
     /// The gateway of a merchant, where one can be asked.

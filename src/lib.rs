@@ -28,6 +28,7 @@ mod manager;
 mod money;
 mod named;
 mod order;
+mod outbox;
 #[allow(dead_code, reason = "nothing asks others yet")]
 mod outgoing;
 mod reconcile;
@@ -38,6 +39,7 @@ mod service;
 mod settlement;
 mod simulator;
 mod store;
+mod telegram;
 
 #[doc(hidden)]
 pub mod cli;

@@ -9,13 +9,17 @@ use rust_i18n::t;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Current};
 use crate::gateways::Gateways;
+use crate::outbox::{self, Buyers, Events, Notices, tell_admin};
+use crate::outgoing::Client;
 use crate::reconcile::Reconciler;
 use crate::server::{self, Drained, Phase, Site};
 use crate::store::Store;
+use crate::telegram::Sender;
 
 /// The payment webhook service, opened and ready to run.
 ///
@@ -52,8 +56,10 @@ use crate::store::Store;
 pub struct Service {
     config: Current,
     store: Store,
-    site: Arc<Site>,
+    /// Shared by all that ask others for something.
+    client: Client,
     reconciler: Arc<Reconciler>,
+    site: Arc<Site>,
 }
 
 impl Service {
@@ -61,13 +67,15 @@ impl Service {
     pub async fn open(config: Config) -> anyhow::Result<Self> {
         config.language.activate();
         let store = Store::open(&config.database.url).await?;
+        store.tell_bot(config.events.is_some());
         log::info!(target: "webhookctl::store", "{}", t!("log.store_ready"));
         log::info!("{}", t!("log.service_ready"));
         let config = Current::new(config);
-        let gateways = Arc::new(Gateways::new(&config, &store));
+        let client = Client::new();
+        let gateways = Arc::new(Gateways::new(&config, &store, &client));
         let reconciler = Arc::new(Reconciler::new(&config, &store, &gateways));
         let site = Arc::new(Site::new(&config, &store, &gateways, &reconciler));
-        Ok(Self { config, store, site, reconciler })
+        Ok(Self { config, store, client, reconciler, site })
     }
 
     /// The store that the service settles in, for a program that embeds it: to create orders and read credits.
@@ -108,14 +116,13 @@ impl Service {
         let (version, sqlite) = (env!("CARGO_PKG_VERSION"), Store::engine_version());
         log::info!("{}", t!("log.listening", address = address, version = version, sqlite = sqlite));
         let drain = || drain_timeout(&self.config.load());
-        let mut parts = Parts::default();
-        parts.start(|stop| Arc::clone(&self.reconciler).run(stop));
+        let mut background = Background::start(&self);
         let drained = tokio::select! {
             drained = server::serve(listener, Arc::clone(&self.site), phases.clone(), drain) => drained,
             () = self.store.writer_ended() => return Err(anyhow!(t!("log.writer_ended"))),
-            error = parts.run_while_serving(phases) => return Err(error),
+            fault = background.fault(phases) => return Err(fault),
         };
-        parts.finish().await;
+        background.finish(drain()).await;
         if let Drained::Partly(count) = drained {
             log::warn!("{}", t!("log.stop_timeout", count = count, seconds = drain().as_secs_f32()));
         }
@@ -126,34 +133,54 @@ impl Service {
     }
 }
 
-/// What runs beside the server: each part until it is told to stop, which is when another process takes over, or the end comes.
-#[derive(Default)]
-struct Parts {
-    tasks: JoinSet<()>,
+/// What the service does beside answering requests, in parts that all end by the same signal.
+struct Background {
+    parts: JoinSet<()>,
     stop: CancellationToken,
+    stopped_at: Option<Instant>,
 }
 
-impl Parts {
-    fn start<F: Future<Output = ()> + Send + 'static>(&mut self, part: impl FnOnce(CancellationToken) -> F) {
-        self.tasks.spawn(part(self.stop.clone()));
+impl Background {
+    fn start(service: &Service) -> Self {
+        let (config, store) = (&service.config, &service.store);
+        let (stop, notices) = (CancellationToken::new(), Notices::default());
+        let client = service.client.clone();
+        let sender = Sender::new(client.clone());
+        let buyers = Buyers::new(config.clone(), sender.clone());
+        let events = Events::new(config.clone(), store.clone(), client, notices.clone());
+        let mut parts = JoinSet::new();
+        parts.spawn(outbox::run(buyers, store.clone(), notices.clone(), stop.clone()));
+        parts.spawn(outbox::run(events, store.clone(), notices.clone(), stop.clone()));
+        parts.spawn(Arc::clone(&service.reconciler).run(stop.clone()));
+        parts.spawn(tell_admin(notices, config.clone(), store.clone(), sender, stop.clone()));
+        Self { parts, stop, stopped_at: None }
     }
 
-    /// Tells the parts to stop when serving ends; comes back only if one of them ends before.
-    async fn run_while_serving(&mut self, mut phases: watch::Receiver<Phase>) -> anyhow::Error {
+    /// Comes back when a part ends that must not. Tells them to end when the service does not serve any more, which may be long
+    /// before its last connection is closed: another process is to do their work then.
+    async fn fault(&mut self, mut phases: watch::Receiver<Phase>) -> anyhow::Error {
         tokio::select! {
-            Some(ended) = self.tasks.join_next() => {
-                return anyhow!(t!("log.task_ended", cause = format!("{ended:?}")).into_owned());
+            Some(ended) = self.parts.join_next() => {
+                let cause = ended.err().map_or_else(String::new, |error| error.to_string());
+                return anyhow!(t!("log.task_ended", cause = cause).into_owned());
             }
-            // Whoever decides on the phases and goes away means the end as well.
-            _ = phases.wait_for(|phase| *phase > Phase::Serving) => self.stop.cancel(),
+            // Nobody is left to say that it is over where this is an error.
+            _ = phases.wait_for(|phase| *phase != Phase::Serving) => {}
         }
+        self.tell_to_stop();
         std::future::pending().await
     }
 
-    /// Waits for the parts to finish what is under way, which each of them limits.
-    async fn finish(mut self) {
+    fn tell_to_stop(&mut self) -> Instant {
         self.stop.cancel();
-        while self.tasks.join_next().await.is_some() {}
+        *self.stopped_at.get_or_insert_with(Instant::now)
+    }
+
+    /// Waits until all parts have ended, for at most `patience` after they were told to.
+    async fn finish(mut self, patience: Duration) {
+        let deadline = self.tell_to_stop() + patience;
+        // What is cut here is due again by itself, when its lease ends.
+        let _ = timeout_at(deadline, async { while self.parts.join_next().await.is_some() {} }).await;
     }
 }
 

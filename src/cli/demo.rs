@@ -64,7 +64,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let running = tokio::spawn(service.run(listener, stop.clone().cancelled_owned()));
 
     let current = Current::new(config);
-    let gateways = Arc::new(Gateways::new(&current, &store));
+    let gateways = Arc::new(Gateways::new(&current, &store, &Client::new()));
     let cashier = Cashier::new(&current, &store, &gateways);
     let mut demo = Demo { address, gateway, client: Client::new(), cashier, store, passed: true };
     demo.tell(true, &t!("demo.gateway", address = gateway, pid = PID))?;

@@ -13,6 +13,7 @@ use super::output;
 use crate::clock::Timestamp;
 use crate::config::{Config, Current};
 use crate::gateways::Gateways;
+use crate::outgoing::Client;
 use crate::reconcile::{Finding, Reconciler};
 use crate::settlement::Outcome;
 use crate::store::Store;
@@ -40,7 +41,7 @@ pub(super) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result
 async fn sweep(arguments: &Arguments, config: &Config, store: &Store) -> anyhow::Result<Exit> {
     let count = store.count_unpaid_orders(arguments.since).await?;
     let current = Current::new(config.clone());
-    let gateways = Arc::new(Gateways::new(&current, store));
+    let gateways = Arc::new(Gateways::new(&current, store, &Client::new()));
     let reconciler = Arc::new(Reconciler::new(&current, store, &gateways));
     let progress = progress_bar(count.into(), arguments.json);
     let mut report = Report::default();

@@ -62,6 +62,8 @@ pub(crate) struct Delivery {
     pub balance: i64,
     /// When it happened.
     pub created_at: Timestamp,
+    /// When the time that it has began: when it happened, or when a person last asked for it again.
+    pub tried_since: Timestamp,
     /// When it is tried next.
     pub due_at: Timestamp,
     /// How often it was tried; in what [`Store::claim_due`] returns, with the attempt that it is claimed for.
@@ -81,6 +83,8 @@ pub(crate) enum Attempt {
     Sent,
     /// It is to be tried again then.
     Again { at: Timestamp, error: String },
+    /// It could not be tried, which does not count, and is to be tried then.
+    NotNow { at: Timestamp, error: String },
     /// It will never arrive.
     Failed { error: String },
 }
@@ -138,7 +142,7 @@ impl Store {
         self.write(move |db| attempted(db, id, &attempt, now)).await
     }
 
-    /// Gives up what happened before `until` and is still due; how much that was.
+    /// Gives up what is due and has had its time since before `until`; how much that was.
     pub(crate) async fn give_up_older(
         &self,
         channel: Channel,
@@ -166,12 +170,16 @@ impl Store {
         filter: DeliveryFilter,
         now: Timestamp,
     ) -> Result<usize, StoreError> {
-        self.write(move |db| deliver_again(db, channel, &filter, now)).await
+        let changed = self.write(move |db| deliver_again(db, channel, &filter, now)).await?;
+        self.outbox_grew();
+        Ok(changed)
     }
 
     /// Puts events into the outbox for what happened to orders before there was anybody to tell; how many.
     pub(crate) async fn add_missing_events(&self, since: Timestamp, now: Timestamp) -> Result<usize, StoreError> {
-        self.write(move |db| add_missing_events(db, since, now)).await
+        let added = self.write(move |db| add_missing_events(db, since, now)).await?;
+        self.outbox_grew();
+        Ok(added)
     }
 }
 
@@ -226,17 +234,21 @@ fn claim_due(
 }
 
 fn attempted(db: &Connection, id: i64, attempt: &Attempt, now: Timestamp) -> Result<(), StoreError> {
-    let (state, due_at, error) = match attempt {
-        Attempt::Sent => (DeliveryState::Sent, None, None),
-        Attempt::Again { at, error } => (DeliveryState::Due, Some(at.ms()), Some(error)),
-        Attempt::Failed { error } => (DeliveryState::Failed, None, Some(error)),
+    let (state, due_at, error, uncounted) = match attempt {
+        Attempt::Sent => (DeliveryState::Sent, None, None, 0),
+        Attempt::Again { at, error } => (DeliveryState::Due, Some(at.ms()), Some(error), 0),
+        Attempt::NotNow { at, error } => (DeliveryState::Due, Some(at.ms()), Some(error), 1),
+        Attempt::Failed { error } => (DeliveryState::Failed, None, Some(error), 0),
     };
     let finished_at = due_at.is_none().then(|| now.ms());
+    // Whoever overran its lease may find that another one has delivered it in the meantime, which then stays true.
     db.prepare_cached(
-        "UPDATE outbox SET state = :state, due_at_ms = coalesce(:due_at, due_at_ms), error = :error, finished_at_ms = :finished_at
-         WHERE id = :id",
+        "UPDATE outbox SET state = :state, due_at_ms = coalesce(:due_at, due_at_ms), attempts = max(attempts - :uncounted, 0),
+             error = :error, finished_at_ms = :finished_at
+         WHERE id = :id AND (state = 'due' OR :state = 'sent')",
     )?
     .execute(named_params! {
+        ":uncounted": uncounted,
         ":state": state.name(),
         ":due_at": due_at,
         ":error": error,
@@ -257,7 +269,8 @@ fn give_up_older(
     let changed = db
         .prepare_cached(
             "UPDATE outbox SET state = 'failed', error = :error, finished_at_ms = :now WHERE id IN
-                 (SELECT id FROM outbox WHERE channel = :channel AND state = 'due' AND due_at_ms <= :now AND created_at_ms < :until
+                 (SELECT id FROM outbox WHERE channel = :channel AND state = 'due' AND due_at_ms <= :now
+                      AND coalesce(retried_at_ms, created_at_ms) < :until
                   ORDER BY due_at_ms LIMIT 500)",
         )?
         .execute(named_params! {
@@ -314,10 +327,11 @@ fn deliver_again(
 }
 
 fn add_missing_events(db: &Connection, since: Timestamp, now: Timestamp) -> Result<usize, StoreError> {
+    // As with what is delivered again, the time that it has is counted from now.
     let added = db
         .prepare_cached(
-            "INSERT INTO outbox (order_id, kind, channel, created_at_ms, due_at_ms)
-             SELECT order_id, kind, 'event', created_at_ms, :now FROM outbox AS told
+            "INSERT INTO outbox (order_id, kind, channel, created_at_ms, due_at_ms, retried_at_ms)
+             SELECT order_id, kind, 'event', created_at_ms, :now, :now FROM outbox AS told
              WHERE channel = 'telegram' AND created_at_ms >= :since
              ON CONFLICT (order_id, kind, channel) DO NOTHING",
         )?
@@ -331,7 +345,7 @@ fn select(condition: &str) -> String {
         read::ORDER_COLUMNS.split(", ").map(|column| format!("orders.{}", column.trim())).collect();
     format!(
         "SELECT {}, outbox.id, kind, language, users.credits, outbox.created_at_ms, due_at_ms, attempts, state, error, \
-         finished_at_ms \
+         finished_at_ms, coalesce(retried_at_ms, outbox.created_at_ms) \
          FROM outbox JOIN orders ON orders.id = outbox.order_id JOIN users ON users.telegram_id = orders.telegram_id \
          WHERE {condition} LIMIT :limit",
         order_columns.join(", ")
@@ -352,6 +366,7 @@ fn delivery_of(row: &Row) -> rusqlite::Result<Delivery> {
         language,
         balance: row.get(FIRST + 3)?,
         created_at: time(4)?,
+        tried_since: time(10)?,
         due_at: time(5)?,
         attempts: row.get(FIRST + 6)?,
         state: read::expect(FIRST + 7, DeliveryState::from_name(text(7)?))?,
@@ -359,3 +374,7 @@ fn delivery_of(row: &Row) -> rusqlite::Result<Delivery> {
         finished_at: finished_at.map(Timestamp::from_ms),
     })
 }
+
+#[cfg(test)]
+#[path = "outbox_tests.rs"]
+mod tests;

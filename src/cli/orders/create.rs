@@ -16,6 +16,7 @@ use crate::config::{CREDITS_MAX, Config, Current, faults_of_gateway_text};
 use crate::gateways::Gateways;
 use crate::language::Language;
 use crate::money::Amount;
+use crate::outgoing::Client;
 use crate::store::Store;
 
 #[derive(clap::Args)]
@@ -63,7 +64,7 @@ pub(super) async fn run(arguments: Create, config: &Config) -> anyhow::Result<Ex
     crate::checkout::creation(wish.clone(), config, crate::clock::Timestamp::now()).map_err(impossible)?;
     let store = Store::open(&config.database.url).await?;
     let config = Current::new(config.clone());
-    let gateways = Arc::new(Gateways::new(&config, &store));
+    let gateways = Arc::new(Gateways::new(&config, &store, &Client::new()));
     let created = Cashier::new(&config, &store, &gateways).create(wish).await;
     store.close().await?;
     let Checkout { order, remark, .. } = created.map_err(impossible)?;

@@ -12,6 +12,7 @@ use crate::config::{Config, Current};
 use crate::epay::client::GatewayError;
 use crate::gateways::Gateways;
 use crate::order::OrderNo;
+use crate::outgoing::Client;
 use crate::refund::{Manner, Refunded, refund};
 use crate::store::ByHand;
 
@@ -69,7 +70,7 @@ pub(super) async fn cancel(decision: Decision, config: &Config) -> anyhow::Resul
     let order = store.cancel(decision.by_hand()).await?;
     // Where the gateway can, it is told to take no payment for it any more. Money that comes all the same is put into review.
     let current = Current::new(config.clone());
-    if let Some(gateway) = Gateways::new(&current, &store).of(&order.terms.merchant) {
+    if let Some(gateway) = Gateways::new(&current, &store, &Client::new()).of(&order.terms.merchant) {
         match gateway.close(&order.terms.order_no).await {
             Ok(()) | Err(GatewayError::Unsupported | GatewayError::UnknownOrder) => {}
             Err(error) => eprint(&t!("cli.not_closed", cause = error)),
@@ -81,7 +82,7 @@ pub(super) async fn cancel(decision: Decision, config: &Config) -> anyhow::Resul
 
 pub(super) async fn refund_order(arguments: Refund, config: &Config) -> anyhow::Result<Exit> {
     let store = open(config).await?;
-    let gateways = Gateways::new(&Current::new(config.clone()), &store);
+    let gateways = Gateways::new(&Current::new(config.clone()), &store, &Client::new());
     let manner = Manner { by_hand: arguments.by_hand, even_if_spent: arguments.even_if_spent, again: arguments.again };
     let refunded = refund(&gateways, &store, arguments.decision.by_hand(), manner).await;
     let credits = match &refunded {

@@ -209,7 +209,7 @@ impl Host {
     fn reload_now(&self) -> anyhow::Result<Vec<&'static str>> {
         let mut loaded =
             crate::config::read_again(self.config_file.as_deref(), &process_environment)?.load(&process_environment)?;
-        let Hosted { config, .. } =
+        let Hosted { config, store, .. } =
             self.service.get().ok_or_else(|| anyhow!(t!("manager.is_stopping").into_owned()))?;
         let now = config.load();
         if loaded.config.merchants.is_empty() && !now.merchants.is_empty() {
@@ -230,6 +230,7 @@ impl Host {
         let log_file = loaded.config.log.file.display().to_string();
         self.log.apply(&loaded.config.log).with_context(|| t!("logs.cannot_open", path = log_file).into_owned())?;
         loaded.config.language.activate();
+        store.tell_bot(loaded.config.events.is_some());
         Ok(config.replace(loaded.config))
     }
 

@@ -1,0 +1,282 @@
+//! The operator hears of trouble by Telegram: many troubles are one message, and no more than one a minute.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rust_i18n::t;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::STORE_PAUSE;
+use super::backoff::Backoff;
+use super::buyers::BAD_TOKEN_PAUSE;
+use crate::config::Current;
+use crate::named::named_enum;
+use crate::outgoing::excerpt;
+use crate::store::{Store, StoreError, Trouble};
+use crate::telegram::{Bot, SendError, Sender};
+
+/// Under this name the newest receipt is remembered that the operator has been told of.
+const CURSOR: &str = "admin_told_receipt";
+/// How often receipts are looked through.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long the first trouble waits for others that come with it.
+const BUNDLE_TIME: Duration = Duration::from_secs(2);
+/// How far messages are apart.
+const PAUSE: Duration = Duration::from_mins(1);
+/// How far attempts are apart when Telegram cannot be reached.
+const BACKOFF: Backoff = Backoff { first: Duration::from_secs(2), longest: Duration::from_mins(5) };
+/// How many receipts without trouble are looked through again after a restart, at most.
+const RECEIPTS_UNNOTED_MAX: i64 = 1000;
+/// How much is told of one notice.
+const DETAIL_CHARS_TOLD: usize = 200;
+
+named_enum! {
+    /// What the operator should hear of that no receipt tells.
+    NoticeKind {
+        /// A gateway does not accept our key.
+        GatewayRefused = "gateway_refused",
+        /// A buyer was not told.
+        MessageFailed = "message_failed",
+        /// The bot was not told.
+        EventFailed = "event_failed",
+        /// The bot wants no more events.
+        EventsDisabled = "events_disabled",
+    }
+}
+
+/// What other parts want the operator to hear of. A clone shares it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Notices(Arc<Mutex<HashMap<NoticeKind, Notice>>>);
+
+/// How often one thing happened, and what was said the last time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Notice {
+    count: u32,
+    detail: String,
+}
+
+impl Notices {
+    /// The operator is to hear of this; of many of one kind, how many there were and the last detail.
+    pub(crate) fn tell(&self, kind: NoticeKind, detail: &str) {
+        let mut waiting = self.lock();
+        let notice = waiting.entry(kind).or_insert_with(|| Notice { count: 0, detail: String::new() });
+        notice.count = notice.count.saturating_add(1);
+        notice.detail = excerpt(detail, DETAIL_CHARS_TOLD);
+    }
+
+    fn waiting(&self) -> Vec<(NoticeKind, Notice)> {
+        let waiting = self.lock();
+        NoticeKind::ALL.iter().filter_map(|kind| Some((*kind, waiting.get(kind)?.clone()))).collect()
+    }
+
+    /// These have been told; what came since stays.
+    fn told(&self, told: &[(NoticeKind, Notice)]) {
+        let mut waiting = self.lock();
+        for (kind, told) in told {
+            if let Some(notice) = waiting.get_mut(kind) {
+                notice.count = notice.count.saturating_sub(told.count);
+                if notice.count == 0 {
+                    waiting.remove(kind);
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<NoticeKind, Notice>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells the operator of trouble, if there is one who wants to hear of it, until `stop`.
+pub(crate) async fn tell_admin(
+    notices: Notices,
+    config: Current,
+    store: Store,
+    sender: Sender,
+    stop: CancellationToken,
+) {
+    let mut watch = Watch { notices, store, looked_until: None, failures: 0 };
+    let mut next = Instant::now();
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = sleep_until(next) => {}
+        }
+        let pause = match admin(&config, &sender) {
+            Some(admin) => watch.round(&admin, &stop).await,
+            None => LOOK_EVERY,
+        };
+        next = Instant::now() + pause;
+    }
+}
+
+/// Who hears of trouble, and by which bot.
+struct Admin {
+    bot: Bot,
+    chat_id: i64,
+}
+
+fn admin(config: &Current, sender: &Sender) -> Option<Admin> {
+    let config = config.load();
+    let chat_id = config.telegram.admin_chat_id;
+    let bot = sender.bot(&config.telegram).filter(|_| chat_id != 0)?;
+    Some(Admin { bot, chat_id })
+}
+
+struct Watch {
+    notices: Notices,
+    store: Store,
+    /// Receipts up to this one are no trouble, or the operator knows of it; none while that is only remembered.
+    looked_until: Option<i64>,
+    failures: u32,
+}
+
+/// What there is to tell, up to a receipt.
+struct Report {
+    until: i64,
+    trouble: Vec<Trouble>,
+    notices: Vec<(NoticeKind, Notice)>,
+}
+
+impl Watch {
+    /// Tells what there is to tell; how long it is until the next round.
+    async fn round(&mut self, admin: &Admin, stop: &CancellationToken) -> Duration {
+        match self.try_round(admin, stop).await {
+            Ok(pause) => pause,
+            Err(error) => {
+                log::warn!("{}", t!("notice.store_failed", cause = error));
+                // Not a moment later: it would be logged as often.
+                PAUSE
+            }
+        }
+    }
+
+    async fn try_round(&mut self, admin: &Admin, stop: &CancellationToken) -> Result<Duration, StoreError> {
+        if self.look().await?.is_none() {
+            return Ok(LOOK_EVERY);
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(LOOK_EVERY),
+            () = sleep(BUNDLE_TIME) => {}
+        }
+        let Some(report) = self.look().await? else { return Ok(LOOK_EVERY) };
+        match admin.bot.send_message(admin.chat_id, &report.text()).await {
+            Ok(()) => self.told(&report).await,
+            Err(error @ (SendError::Blocked | SendError::BadRequest(_))) => {
+                log::warn!("{}", t!("notice.dropped", cause = error));
+                self.told(&report).await
+            }
+            Err(error) => {
+                self.failures = self.failures.saturating_add(1);
+                log::warn!("{}", t!("notice.not_sent", cause = error));
+                Ok(match error {
+                    SendError::RetryAfter(time) => time,
+                    SendError::BadToken => BAD_TOKEN_PAUSE,
+                    _ => BACKOFF.after(self.failures),
+                })
+            }
+        }
+    }
+
+    /// What there is to tell, if anything.
+    async fn look(&mut self) -> Result<Option<Report>, StoreError> {
+        let newest = self.store.newest_receipt().await?;
+        let told_until = self.store.recall(CURSOR).await?.and_then(|told| told.parse::<i64>().ok());
+        let Some(told_until) = told_until else {
+            // What came before anybody wanted to hear of it is history.
+            self.remember(newest).await?;
+            return Ok(None);
+        };
+        let after = self.looked_until.map_or(told_until, |looked| looked.max(told_until));
+        let trouble = if newest > after { self.store.trouble(after, newest).await? } else { Vec::new() };
+        if trouble.is_empty() {
+            self.looked_until = Some(newest);
+            if newest - told_until > RECEIPTS_UNNOTED_MAX {
+                self.remember(newest).await?;
+            }
+        }
+        let notices = self.notices.waiting();
+        let is_empty = trouble.is_empty() && notices.is_empty();
+        Ok((!is_empty).then_some(Report { until: newest, trouble, notices }))
+    }
+
+    async fn told(&mut self, report: &Report) -> Result<Duration, StoreError> {
+        self.failures = 0;
+        self.notices.told(&report.notices);
+        // In this process it counts at once: a store that fails now must not make it tell the same every minute.
+        self.looked_until = Some(report.until);
+        while let Err(error) = self.remember(report.until).await {
+            if matches!(error, StoreError::Closed) {
+                return Err(error);
+            }
+            self.failures += 1;
+            if self.failures > 5 {
+                return Err(error);
+            }
+            sleep(STORE_PAUSE).await;
+        }
+        self.failures = 0;
+        Ok(PAUSE)
+    }
+
+    async fn remember(&self, receipt: i64) -> Result<(), StoreError> {
+        self.store.remember(CURSOR, Some(receipt.to_string())).await
+    }
+}
+
+impl Report {
+    fn text(&self) -> String {
+        let mut lines = vec![t!("notice.title").into_owned()];
+        for Trouble { outcome, count, order_no } in &self.trouble {
+            let order = excerpt(order_no, DETAIL_CHARS_TOLD);
+            lines.push(t!(format!("notice.{outcome}"), count = count, order = order).into_owned());
+        }
+        for (kind, Notice { count, detail }) in &self.notices {
+            lines.push(t!(format!("notice.{kind}"), count = count, detail = detail).into_owned());
+        }
+        lines.push(t!("notice.advice").into_owned());
+        lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_notices_is_a_count_and_its_last_detail() {
+        let notices = Notices::default();
+        for n in 0..1000 {
+            notices.tell(NoticeKind::MessageFailed, &format!("order {n}"));
+        }
+        notices.tell(NoticeKind::GatewayRefused, &"x".repeat(5000));
+        let waiting = notices.waiting();
+        assert_eq!(waiting[0].1.detail.len(), DETAIL_CHARS_TOLD);
+        assert_eq!(waiting[1], (NoticeKind::MessageFailed, Notice { count: 1000, detail: "order 999".into() }));
+
+        notices.tell(NoticeKind::MessageFailed, "later");
+        notices.told(&waiting);
+        let left = (NoticeKind::MessageFailed, Notice { count: 1, detail: "later".into() });
+        assert_eq!(notices.waiting(), [left]);
+    }
+
+    #[test]
+    fn every_kind_of_trouble_has_a_text() {
+        let outcomes = ["amount_mismatch", "held", "paid_again", "trade_reused", "unknown_order"];
+        let trouble = |outcome: &str| Trouble { outcome: outcome.to_owned(), count: 3, order_no: "ORDER\n1".into() };
+        let notice = Notice { count: 2, detail: "a detail".into() };
+        let report = Report {
+            until: 1,
+            trouble: outcomes.map(trouble).into(),
+            notices: NoticeKind::ALL.iter().map(|kind| (*kind, notice.clone())).collect(),
+        };
+        let text = report.text();
+        assert!(!text.contains("notice."), "{text}");
+        assert_eq!(text.lines().count(), 2 + outcomes.len() + NoticeKind::ALL.len(), "{text}");
+        assert_eq!(text.matches("ORDER\\n1").count(), outcomes.len(), "{text}");
+    }
+}

@@ -1,0 +1,230 @@
+//! The Bot API, as far as it is needed: sending a text, and telling why it could not be sent.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rust_i18n::t;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep_until};
+
+use crate::config::Telegram;
+use crate::outgoing::{Client, OutgoingError, Reply, excerpt};
+
+/// How long one message may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How far messages are apart: Telegram lets some 30 a second through.
+const GAP: Duration = Duration::from_millis(40);
+/// How long nothing is sent after a 429 that does not say for how long.
+const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(5);
+/// How long a 429 may ask for at most.
+const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
+/// How much of Telegram's own words is told.
+const DESCRIPTION_CHARS_TOLD: usize = 200;
+
+/// Sends messages for bots, at the pace that Telegram allows. A clone shares the pace.
+#[derive(Clone, Debug)]
+pub(crate) struct Sender {
+    client: Client,
+    next_slot: Arc<Mutex<Instant>>,
+}
+
+impl Sender {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client, next_slot: Arc::new(Mutex::new(Instant::now())) }
+    }
+
+    /// The configured bot, if there is one.
+    pub(crate) fn bot(&self, telegram: &Telegram) -> Option<Bot> {
+        let token = telegram.token.as_ref()?.expose();
+        let base = telegram.api_base.trim_end_matches('/');
+        let url = format!("{base}/bot{token}/sendMessage");
+        Some(Bot { sender: self.clone(), url, token: token.to_owned() })
+    }
+
+    /// Comes back when it is one's turn.
+    async fn turn(&self) {
+        let slot = {
+            let mut next = self.next_slot.lock().unwrap_or_else(PoisonError::into_inner);
+            let slot = (*next).max(Instant::now());
+            *next = slot + GAP;
+            slot
+        };
+        sleep_until(slot).await;
+    }
+}
+
+/// A bot that messages can be sent by. It cannot be printed: its token is in its URL.
+pub(crate) struct Bot {
+    sender: Sender,
+    url: String,
+    token: String,
+}
+
+/// Why a message was not sent, as far as is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SendError {
+    /// Too many messages: nothing is to be sent for so long.
+    RetryAfter(Duration),
+    /// The receiver does not want to hear of the bot.
+    Blocked,
+    /// There is no such chat, or the message cannot be sent to it; Telegram's own words.
+    BadRequest(String),
+    /// The token is not that of a bot.
+    BadToken,
+    /// An answer that says nothing about the message.
+    Other(u16),
+    /// There was no answer.
+    Unreachable(OutgoingError),
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&match self {
+            Self::RetryAfter(time) => t!("telegram.retry_after", seconds = time.as_secs()),
+            Self::Blocked => t!("telegram.blocked"),
+            Self::BadRequest(description) => t!("telegram.bad_request", description = description),
+            Self::BadToken => t!("telegram.bad_token"),
+            Self::Other(status) => t!("telegram.other", status = status),
+            Self::Unreachable(error) => t!("telegram.unreachable", cause = error),
+        })
+    }
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    chat_id: i64,
+    text: &'a str,
+    link_preview_options: LinkPreview,
+}
+
+#[derive(Serialize)]
+struct LinkPreview {
+    is_disabled: bool,
+}
+
+/// What the Bot API answers, as far as it matters.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Answer {
+    ok: bool,
+    description: String,
+    parameters: Parameters,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Parameters {
+    retry_after: Option<u64>,
+}
+
+impl Bot {
+    /// Sends a text, once.
+    pub(crate) async fn send_message(&self, chat_id: i64, text: &str) -> Result<(), SendError> {
+        let message = Message { chat_id, text, link_preview_options: LinkPreview { is_disabled: true } };
+        self.sender.turn().await;
+        let reply = self.sender.client.post_json(&self.url, &message, TIMEOUT).await;
+        self.judge(&reply.map_err(SendError::Unreachable)?)
+    }
+
+    fn judge(&self, reply: &Reply) -> Result<(), SendError> {
+        // A proxy's page is no answer of Telegram's, and then the status has to do.
+        let answer: Answer = serde_json::from_slice(&reply.body).unwrap_or_default();
+        match reply.status {
+            200 if answer.ok => Ok(()),
+            400 => {
+                // Whatever it is that answers may repeat what it was asked.
+                let description = answer.description.replace(&self.token, "***");
+                Err(SendError::BadRequest(excerpt(&description, DESCRIPTION_CHARS_TOLD)))
+            }
+            401 | 404 => Err(SendError::BadToken),
+            403 => Err(SendError::Blocked),
+            429 => {
+                let asked = answer.parameters.retry_after.map(Duration::from_secs).or(reply.retry_after);
+                let time = asked.unwrap_or(RETRY_AFTER_DEFAULT);
+                Err(SendError::RetryAfter(time.clamp(Duration::from_secs(1), RETRY_AFTER_MAX)))
+            }
+            status => Err(SendError::Other(status)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::outgoing::loopback::{Act, Loopback};
+
+    const TOKEN: &str = "123456:AAsecret-token";
+
+    fn bot(server: &Loopback) -> Bot {
+        let toml = format!("[telegram]\ntoken = \"{TOKEN}\"\napi_base = \"{}\"", server.url(""));
+        let config = Config::from_toml(&toml, Path::new("/")).unwrap();
+        Sender::new(Client::new()).bot(&config.telegram).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_telegram_answers() {
+        let seconds = |seconds| SendError::RetryAfter(Duration::from_secs(seconds));
+        for (status, headers, body, expected) in [
+            ("200 OK", "", r#"{"ok":true,"result":{"message_id":1}}"#, Ok(())),
+            ("200 OK", "", r#"{"ok":false}"#, Err(SendError::Other(200))),
+            ("200 OK", "", "<html>", Err(SendError::Other(200))),
+            ("429 Too Many", "", r#"{"ok":false,"parameters":{"retry_after":7}}"#, Err(seconds(7))),
+            ("429 Too Many", "Retry-After: 8\r\n", "{}", Err(seconds(8))),
+            ("429 Too Many", "", "", Err(seconds(5))),
+            ("429 Too Many", "", r#"{"parameters":{"retry_after":0}}"#, Err(seconds(1))),
+            ("429 Too Many", "", r#"{"parameters":{"retry_after":999999}}"#, Err(seconds(3600))),
+            ("403 Forbidden", "", r#"{"ok":false,"description":"Forbidden: blocked"}"#, Err(SendError::Blocked)),
+            (
+                "400 Bad Request",
+                "",
+                r#"{"ok":false,"description":"Bad Request: chat not found\n"}"#,
+                Err(SendError::BadRequest("Bad Request: chat not found\\n".into())),
+            ),
+            ("401 Unauthorized", "", "{}", Err(SendError::BadToken)),
+            ("404 Not Found", "", "{}", Err(SendError::BadToken)),
+            ("302 Found", "Location: http://127.0.0.1:1/\r\n", "", Err(SendError::Other(302))),
+            ("500 Oops", "", "", Err(SendError::Other(500))),
+        ] {
+            let server = Loopback::start(vec![Act::reply_with(status, headers, body)]).await;
+            assert_eq!(bot(&server).send_message(1001, "hi").await, expected, "{status} {headers} {body}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_text_goes_to_the_chat() {
+        let server = Loopback::start(vec![Act::reply("200 OK", r#"{"ok":true}"#)]).await;
+        bot(&server).send_message(1001, "<b>&é").await.unwrap();
+        let request = server.requests().remove(0);
+        assert!(request.starts_with(&format!("POST /bot{TOKEN}/sendMessage HTTP/1.1\r\n")), "{request}");
+        let body = request.split_once("\r\n\r\n").unwrap().1;
+        assert_eq!(body, r#"{"chat_id":1001,"text":"<b>&é","link_preview_options":{"is_disabled":true}}"#);
+    }
+
+    #[tokio::test]
+    async fn no_error_tells_the_token() {
+        let echo = format!(r#"{{"description":"/bot{TOKEN}/sendMessage"}}"#);
+        for act in [Act::Close, Act::reply("400 Bad Request", &echo), Act::reply("404 Not Found", &echo)] {
+            let server = Loopback::start(vec![act]).await;
+            let error = bot(&server).send_message(1001, "hi").await.unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("secret"), "{error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_keep_their_distance() {
+        let sender = Sender::new(Client::new());
+        let begin = Instant::now();
+        let turns = (0..5).map(|_| {
+            let sender = sender.clone();
+            tokio::spawn(async move { sender.turn().await })
+        });
+        for turn in turns.collect::<Vec<_>>() {
+            turn.await.unwrap();
+        }
+        assert!(begin.elapsed() >= 4 * GAP);
+    }
+}
