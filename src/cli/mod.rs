@@ -2,11 +2,14 @@
 
 mod callback;
 mod config;
+mod deliveries;
 mod demo;
+mod events;
 mod failure;
 mod gateway;
 mod help;
 mod logs;
+mod messages;
 mod orders;
 mod output;
 mod reload;
@@ -63,6 +66,12 @@ enum Command {
     /// Look at users, and give them credits
     #[command(subcommand)]
     Users(users::Command),
+    /// Look at messages to buyers, and send them again
+    #[command(subcommand)]
+    Messages(messages::Command),
+    /// Look at events for the bot, and send them again
+    #[command(subcommand)]
+    Events(events::Command),
     /// Send the running service the callback that a gateway would send for an order
     Trigger(trigger::Arguments),
     /// Show the last lines of the log file, and follow it
@@ -122,6 +131,8 @@ fn run(arguments: Arguments, document: &Result<Document, ConfigError>) -> anyhow
         Command::Config(command) => config::run(&command, file.as_deref(), loaded),
         Command::Orders(command) => in_runtime(orders::run(command, &loaded()?.config)),
         Command::Users(command) => in_runtime(users::run(command, &loaded()?.config)),
+        Command::Messages(command) => in_runtime(messages::run(command, &loaded()?.config)),
+        Command::Events(command) => in_runtime(events::run(command, &loaded()?.config)),
         Command::Trigger(arguments) => in_runtime(trigger::run(arguments, &loaded()?.config)),
         Command::Logs(arguments) => logs::run(&arguments, &essentials()?.log_file),
         Command::Gateway(command) => in_runtime(gateway::run(command, loaded)),
