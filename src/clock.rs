@@ -34,6 +34,19 @@ impl Timestamp {
         Self::from_ms(self.0.saturating_add(i64::from(seconds) * 1000))
     }
 
+    /// The time that a person names: how long before `now`, such as `10m` or `1h 30m`, local time, such as `2026-01-02 03:04`, or
+    /// RFC 3339.
+    pub(crate) fn parse_since(text: &str, now: Self) -> Option<Self> {
+        let instant = if let Ok(instant) = text.parse::<jiff::Timestamp>() {
+            instant
+        } else if let Ok(local) = text.parse::<civil::DateTime>() {
+            local.to_zoned(TimeZone::system()).ok()?.timestamp()
+        } else {
+            ago(text, now)?
+        };
+        Some(Self(instant.as_millisecond()))
+    }
+
     /// Local time as log records carry it: `2025-07-31 10:50:09,246`.
     pub fn to_log_time(self) -> impl fmt::Display {
         self.instant().to_zoned(TimeZone::system()).strftime(LOG_TIME).to_string()
@@ -47,15 +60,6 @@ impl Timestamp {
     /// China's time to the second, as gateways write it: `2026-01-02 11:04:05`. There is no summer time.
     pub(crate) fn to_gateway_time(self) -> String {
         self.instant().to_zoned(TimeZone::fixed(Offset::constant(8))).strftime("%Y-%m-%d %H:%M:%S").to_string()
-    }
-
-    /// The time that a person names: how long before `now`, such as `10m` or `1h 30m`, or local time, such as `2026-01-02 03:04`.
-    pub(crate) fn parse_since(text: &str, now: Self) -> Option<Self> {
-        let since = match text.parse::<civil::DateTime>() {
-            Ok(local) => local.to_zoned(TimeZone::system()).ok()?.timestamp(),
-            Err(_) => ago(text, now)?,
-        };
-        Some(Self(since.as_millisecond()))
     }
 
     fn instant(self) -> jiff::Timestamp {
@@ -185,6 +189,19 @@ mod tests {
         ] {
             let expected = expected.map(|time| LogTime::at_start_of(time.as_bytes()).unwrap());
             assert_eq!(LogTime::parse_since(text, now), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_person_names_a_time() {
+        let now = Timestamp::from_ms(1_767_323_045_678);
+        let parse = |text: &str| Timestamp::parse_since(text, now).map(Timestamp::ms);
+        assert_eq!(parse("2h"), Some(now.ms() - 7_200_000));
+        assert_eq!(parse("2026-01-02T03:04:05Z"), Some(1_767_323_045_000));
+        let local = Timestamp::from_ms(1_767_323_045_000).to_local().to_string();
+        assert_eq!(parse(&local), Some(1_767_323_045_000));
+        for text in ["", "10", "-10m", "1 month", "2026-13-02 03:04", "9999999999d"] {
+            assert_eq!(parse(text), None, "{text}");
         }
     }
 

@@ -2,11 +2,14 @@
 
 mod callback;
 mod config;
+mod deliveries;
 mod demo;
+mod events;
 mod failure;
 mod gateway;
 mod help;
 mod logs;
+mod messages;
 mod orders;
 mod output;
 mod reconcile;
@@ -66,6 +69,12 @@ enum Command {
     Users(users::Command),
     /// Ask the gateways about unpaid orders, now
     Reconcile(reconcile::Arguments),
+    /// Look at messages to buyers, and send them again
+    #[command(subcommand)]
+    Messages(messages::Command),
+    /// Look at events for the bot, and send them again
+    #[command(subcommand)]
+    Events(events::Command),
     /// Send the running service the callback that a gateway would send for an order
     Trigger(trigger::Arguments),
     /// Show the last lines of the log file, and follow it
@@ -126,6 +135,8 @@ fn run(arguments: Arguments, document: &Result<Document, ConfigError>) -> anyhow
         Command::Orders(command) => in_runtime(orders::run(command, &loaded()?.config)),
         Command::Users(command) => in_runtime(users::run(command, &loaded()?.config)),
         Command::Reconcile(arguments) => in_runtime(reconcile::run(arguments, &loaded()?.config)),
+        Command::Messages(command) => in_runtime(messages::run(command, &loaded()?.config)),
+        Command::Events(command) => in_runtime(events::run(command, &loaded()?.config)),
         Command::Trigger(arguments) => in_runtime(trigger::run(arguments, &loaded()?.config)),
         Command::Logs(arguments) => logs::run(&arguments, &essentials()?.log_file),
         Command::Gateway(command) => in_runtime(gateway::run(command, loaded)),

@@ -129,6 +129,6 @@ impl Report {
     }
 }
 
-fn parse_since(text: &str) -> Result<Timestamp, String> {
+pub(super) fn parse_since(text: &str) -> Result<Timestamp, String> {
     Timestamp::parse_since(text, Timestamp::now()).ok_or_else(|| t!("logs.bad_since").into_owned())
 }

@@ -1,0 +1,81 @@
+//! `events list`, `events replay`.
+
+use rust_i18n::t;
+
+use super::deliveries::{self, List};
+use super::failure::{Exit, eprint};
+use super::reconcile::parse_since;
+use crate::clock::Timestamp;
+use crate::config::Config;
+use crate::order::OrderNo;
+use crate::outbox::EVENTS_DISABLED;
+use crate::store::{Channel, DeliveryFilter, DeliveryState, Store};
+
+#[derive(clap::Subcommand)]
+pub(super) enum Command {
+    /// List events for the bot, the newest first
+    List(List),
+    /// Send events again, also to a URL that wanted no more; without options, those that wait
+    Replay(Replay),
+}
+
+#[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("which").args(["order", "id", "since", "failed"]))]
+pub(super) struct Replay {
+    /// Those of this order, whatever became of them
+    #[arg(long, value_name = "NO")]
+    order: Option<OrderNo>,
+    /// The one of this number, whatever became of it
+    #[arg(long, value_name = "N")]
+    id: Option<i64>,
+    /// All since then, also from before events were configured: 90m, 2h or 1d ago, or local time
+    #[arg(long, value_name = "TIME", value_parser = parse_since)]
+    since: Option<Timestamp>,
+    /// All that failed
+    #[arg(long)]
+    failed: bool,
+    /// Report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exit> {
+    let store = Store::open_existing(&config.database.url).await?;
+    if config.events.is_none() {
+        eprint(&t!("deliveries.no_events_url"));
+    }
+    let exit = match command {
+        Command::List(list) => {
+            let disabled = store.recall(EVENTS_DISABLED).await?;
+            if disabled.is_some() && disabled == config.events.as_ref().map(|events| events.url.clone()) {
+                eprint(&t!("events.disabled"));
+            }
+            deliveries::list(&store, Channel::Event, list).await
+        }
+        Command::Replay(replay) => self::replay(&store, replay).await,
+    }?;
+    store.close().await?;
+    Ok(exit)
+}
+
+async fn replay(store: &Store, arguments: Replay) -> anyhow::Result<Exit> {
+    let Replay { order, id, since, failed, json } = arguments;
+    let names_none = order.is_none() && id.is_none() && since.is_none();
+    let filter = DeliveryFilter {
+        state: match (failed, names_none) {
+            (true, _) => Some(DeliveryState::Failed),
+            (false, true) => Some(DeliveryState::Due),
+            (false, false) => None,
+        },
+        order_no: deliveries::existing(store, order).await?,
+        id,
+        since,
+    };
+    if let Some(since) = since {
+        store.add_missing_events(since, Timestamp::now()).await?;
+    }
+    let exit = deliveries::again(store, Channel::Event, filter, json).await?;
+    // Last: what is due begins to be sent with it.
+    store.remember(EVENTS_DISABLED, None).await?;
+    Ok(exit)
+}

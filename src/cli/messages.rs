@@ -1,0 +1,62 @@
+//! `messages list`, `messages retry`.
+
+use rust_i18n::t;
+
+use super::deliveries::{self, List};
+use super::failure::{Exit, eprint};
+use crate::config::Config;
+use crate::order::OrderNo;
+use crate::store::{Channel, DeliveryFilter, DeliveryState, Store};
+
+#[derive(clap::Subcommand)]
+pub(super) enum Command {
+    /// List messages to buyers, the newest first
+    List(List),
+    /// Send messages again: their time begins anew
+    Retry(Retry),
+}
+
+#[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("which").required(true).args(["order", "id", "failed", "all_due"]))]
+pub(super) struct Retry {
+    /// Those of this order, whatever became of them
+    #[arg(long, value_name = "NO")]
+    order: Option<OrderNo>,
+    /// The one of this number, whatever became of it
+    #[arg(long, value_name = "N")]
+    id: Option<i64>,
+    /// All that failed
+    #[arg(long)]
+    failed: bool,
+    /// All that wait for their time: now
+    #[arg(long)]
+    all_due: bool,
+    /// Report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exit> {
+    let store = Store::open_existing(&config.database.url).await?;
+    if config.telegram.token.is_none() {
+        eprint(&t!("deliveries.no_token"));
+    }
+    let exit = match command {
+        Command::List(list) => deliveries::list(&store, Channel::Telegram, list).await,
+        Command::Retry(retry) => {
+            let filter = DeliveryFilter {
+                state: match (retry.failed, retry.all_due) {
+                    (true, _) => Some(DeliveryState::Failed),
+                    (_, true) => Some(DeliveryState::Due),
+                    _ => None,
+                },
+                order_no: deliveries::existing(&store, retry.order).await?,
+                id: retry.id,
+                since: None,
+            };
+            deliveries::again(&store, Channel::Telegram, filter, retry.json).await
+        }
+    }?;
+    store.close().await?;
+    Ok(exit)
+}
