@@ -1,6 +1,7 @@
 //! The service: its parts put together, run, and shut down.
 
 use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Current};
+use crate::api::{Api, Bound, Listening};
+use crate::config::{self, Config, Current};
 use crate::gateways::Gateways;
 use crate::reconcile::Reconciler;
 use crate::server::{self, Drained, Phase, Site};
@@ -54,12 +56,15 @@ pub struct Service {
     store: Store,
     site: Arc<Site>,
     reconciler: Arc<Reconciler>,
+    api: Arc<Api>,
+    api_address: Option<Bound>,
 }
 
 impl Service {
     /// Opens the store; creates the database where there is none. The configured language becomes that of the process.
     pub async fn open(config: Config) -> anyhow::Result<Self> {
         config.language.activate();
+        let api_address = config.api.as_ref().map(bind_api).transpose()?;
         let store = Store::open(&config.database.url).await?;
         log::info!(target: "webhookctl::store", "{}", t!("log.store_ready"));
         log::info!("{}", t!("log.service_ready"));
@@ -67,7 +72,8 @@ impl Service {
         let gateways = Arc::new(Gateways::new(&config, &store));
         let reconciler = Arc::new(Reconciler::new(&config, &store, &gateways));
         let site = Arc::new(Site::new(&config, &store, &gateways));
-        Ok(Self { config, store, site, reconciler })
+        let api = Arc::new(Api::new(&config, &store, &gateways));
+        Ok(Self { config, store, site, reconciler, api, api_address })
     }
 
     /// The store that the service settles in, for a program that embeds it: to create orders and read credits.
@@ -102,7 +108,23 @@ impl Service {
     }
 
     /// [`Service::run`], in phases that come from outside.
-    pub(crate) async fn run_through(self, listener: TcpListener, phases: watch::Receiver<Phase>) -> anyhow::Result<()> {
+    pub(crate) fn run_through(
+        mut self,
+        listener: TcpListener,
+        phases: watch::Receiver<Phase>,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send {
+        // Now, and not when the future is first polled: who takes over dismisses the other process right after this call.
+        let api_listening = self.api_address.take().map(Bound::listen).transpose();
+        self.run_parts(listener, phases, api_listening)
+    }
+
+    async fn run_parts(
+        self,
+        listener: TcpListener,
+        phases: watch::Receiver<Phase>,
+        api_listening: io::Result<Option<Listening>>,
+    ) -> anyhow::Result<()> {
+        let api_listening = api_listening.with_context(|| t!("log.api_listen_failed").into_owned())?;
         let address = listener.local_addr().context("the listener has no address")?;
         log::info!("{}", t!("log.starting", port = address.port()));
         let (version, sqlite) = (env!("CARGO_PKG_VERSION"), Store::engine_version());
@@ -110,6 +132,10 @@ impl Service {
         let drain = || drain_timeout(&self.config.load());
         let mut parts = Parts::default();
         parts.start(|stop| Arc::clone(&self.reconciler).run(stop));
+        if let Some(listening) = api_listening {
+            let (api, config) = (Arc::clone(&self.api), self.config.clone());
+            parts.start(|stop| listening.serve(api, stop, move || drain_timeout(&config.load())));
+        }
         let drained = tokio::select! {
             drained = server::serve(listener, Arc::clone(&self.site), phases.clone(), drain) => drained,
             () = self.store.writer_ended() => return Err(anyhow!(t!("log.writer_ended"))),
@@ -124,6 +150,10 @@ impl Service {
         log::info!("{}", t!("log.stopped"));
         Ok(())
     }
+}
+
+fn bind_api(config: &config::Api) -> anyhow::Result<Bound> {
+    Api::bind(config).with_context(|| t!("log.api_bind_failed", address = config.listen).into_owned())
 }
 
 /// What runs beside the server: each part until it is told to stop, which is when another process takes over, or the end comes.

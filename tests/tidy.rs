@@ -29,6 +29,7 @@ const ORDER: &[&str] = &[
     "refund",
     "reconcile",
     "server",
+    "api",
     "service",
     "manager",
     "cli",
