@@ -23,6 +23,11 @@ const UNKNOWN_CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Bots are used on phones.
 const DEVICE: &str = "mobile";
 
+/// Whether a text can be the name of a payment method; which there are is the gateway's affair.
+pub(crate) fn is_payment_type(text: &str) -> bool {
+    (1..=32).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
 /// An order that somebody wants.
 #[derive(Clone, Debug)]
 pub(crate) struct Wish {

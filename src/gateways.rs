@@ -204,10 +204,10 @@ impl Limit {
             }
             _ => None,
         };
-        match pause {
-            Some(pause) => state.paused_until = Some(Instant::now() + pause.min(TROUBLE_PAUSE_MAX)),
-            None => (state.failures, state.paused_until) = (0, None),
+        if pause.is_none() {
+            state.failures = 0;
         }
+        state.paused_until = pause.map(|pause| Instant::now() + pause.min(TROUBLE_PAUSE_MAX));
     }
 }
 

@@ -17,6 +17,7 @@
 // The map above is for those who read the code, too.
 #![allow(rustdoc::private_intra_doc_links)]
 
+mod api;
 mod checkout;
 mod clock;
 mod config;

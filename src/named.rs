@@ -9,6 +9,7 @@ macro_rules! named_enum {
         pub enum $name { $($(#[$variant_meta])* $variant,)+ }
 
         #[allow(unreachable_pub, reason = "some are this crate's own")]
+        #[allow(dead_code, reason = "not every enum needs each of them")]
         impl $name {
             /// Every variant, in the order of their declaration.
             pub const ALL: &[Self] = &[$(Self::$variant,)+];

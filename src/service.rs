@@ -1,6 +1,7 @@
 //! The service: its parts put together, run, and shut down.
 
 use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Current};
+use crate::api::{Api, Bound, Listening};
+use crate::config::{self, Config, Current};
 use crate::gateways::Gateways;
 use crate::outbox::{self, Buyers, Events, Notices, tell_admin};
 use crate::outgoing::Client;
@@ -60,12 +62,15 @@ pub struct Service {
     client: Client,
     reconciler: Arc<Reconciler>,
     site: Arc<Site>,
+    api: Arc<Api>,
+    api_address: Option<Bound>,
 }
 
 impl Service {
     /// Opens the store; creates the database where there is none. The configured language becomes that of the process.
     pub async fn open(config: Config) -> anyhow::Result<Self> {
         config.language.activate();
+        let api_address = config.api.as_ref().map(bind_api).transpose()?;
         let store = Store::open(&config.database.url).await?;
         store.tell_bot(config.events.is_some());
         log::info!(target: "webhookctl::store", "{}", t!("log.store_ready"));
@@ -75,7 +80,8 @@ impl Service {
         let gateways = Arc::new(Gateways::new(&config, &store, &client));
         let reconciler = Arc::new(Reconciler::new(&config, &store, &gateways));
         let site = Arc::new(Site::new(&config, &store, &gateways, &reconciler));
-        Ok(Self { config, store, client, reconciler, site })
+        let api = Arc::new(Api::new(&config, &store, &gateways));
+        Ok(Self { config, store, client, reconciler, site, api, api_address })
     }
 
     /// The store that the service settles in, for a program that embeds it: to create orders and read credits.
@@ -110,13 +116,33 @@ impl Service {
     }
 
     /// [`Service::run`], in phases that come from outside.
-    pub(crate) async fn run_through(self, listener: TcpListener, phases: watch::Receiver<Phase>) -> anyhow::Result<()> {
+    pub(crate) fn run_through(
+        mut self,
+        listener: TcpListener,
+        phases: watch::Receiver<Phase>,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send {
+        // Now, and not when the future is first polled: who takes over dismisses the other process right after this call.
+        let api_listening = self.api_address.take().map(Bound::listen).transpose();
+        self.run_parts(listener, phases, api_listening)
+    }
+
+    async fn run_parts(
+        self,
+        listener: TcpListener,
+        phases: watch::Receiver<Phase>,
+        api_listening: io::Result<Option<Listening>>,
+    ) -> anyhow::Result<()> {
+        let api_listening = api_listening.with_context(|| t!("log.api_listen_failed").into_owned())?;
         let address = listener.local_addr().context("the listener has no address")?;
         log::info!("{}", t!("log.starting", port = address.port()));
         let (version, sqlite) = (env!("CARGO_PKG_VERSION"), Store::engine_version());
         log::info!("{}", t!("log.listening", address = address, version = version, sqlite = sqlite));
         let drain = || drain_timeout(&self.config.load());
         let mut background = Background::start(&self);
+        if let Some(listening) = api_listening {
+            let (api, config) = (Arc::clone(&self.api), self.config.clone());
+            background.add(|stop| listening.serve(api, stop, move || drain_timeout(&config.load())));
+        }
         let drained = tokio::select! {
             drained = server::serve(listener, Arc::clone(&self.site), phases.clone(), drain) => drained,
             () = self.store.writer_ended() => return Err(anyhow!(t!("log.writer_ended"))),
@@ -131,6 +157,10 @@ impl Service {
         log::info!("{}", t!("log.stopped"));
         Ok(())
     }
+}
+
+fn bind_api(config: &config::Api) -> anyhow::Result<Bound> {
+    Api::bind(config).with_context(|| t!("log.api_bind_failed", address = config.listen).into_owned())
 }
 
 /// What the service does beside answering requests, in parts that all end by the same signal.
@@ -154,6 +184,10 @@ impl Background {
         parts.spawn(Arc::clone(&service.reconciler).run(stop.clone()));
         parts.spawn(tell_admin(notices, config.clone(), store.clone(), sender, stop.clone()));
         Self { parts, stop, stopped_at: None }
+    }
+
+    fn add<F: Future<Output = ()> + Send + 'static>(&mut self, part: impl FnOnce(CancellationToken) -> F) {
+        self.parts.spawn(part(self.stop.clone()));
     }
 
     /// Comes back when a part ends that must not. Tells them to end when the service does not serve any more, which may be long

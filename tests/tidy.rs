@@ -31,6 +31,7 @@ const ORDER: &[&str] = &[
     "refund",
     "reconcile",
     "server",
+    "api",
     "service",
     "manager",
     "cli",

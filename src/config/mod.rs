@@ -10,7 +10,7 @@ mod outward;
 
 pub(crate) use check::{CREDITS_MAX, faults_of_gateway_text};
 pub(crate) use current::Current;
-pub(crate) use outward::{Api, ApiListen, Events, LanguageTexts, Reconcile, Template, Texts};
+pub(crate) use outward::{Api, ApiListen, Events, Reconcile, Texts};
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

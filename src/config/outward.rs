@@ -1,5 +1,6 @@
 //! What the service does of its own accord and what it offers to the bot: reconciliation, texts to buyers, events, the local API.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -119,12 +120,18 @@ pub enum ApiListen {
     Unix(PathBuf),
 }
 
+impl fmt::Display for ApiListen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 impl Serialize for ApiListen {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Tcp(address) => serializer.collect_str(address),
-            Self::Unix(path) => serializer.collect_str(&format_args!("unix:{}", path.display())),
-        }
+        serializer.collect_str(self)
     }
 }
 

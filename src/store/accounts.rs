@@ -115,7 +115,7 @@ fn book(db: &Connection, entry: &Entry) -> Result<Booked, StoreError> {
 }
 
 fn book_once(db: &Connection, entry: &Entry, idempotency: &Idempotency) -> Result<Booked, StoreError> {
-    if let Some((_, Some(booked))) = earlier(db, idempotency)? {
+    if let Some(booked) = earlier(db, idempotency)?.booked {
         return Ok(booked);
     }
     let booked = book(db, entry)?;
@@ -123,8 +123,15 @@ fn book_once(db: &Connection, entry: &Entry, idempotency: &Idempotency) -> Resul
     Ok(booked)
 }
 
-/// What an earlier request with this key did: the order that it created, or what it booked.
-fn earlier(db: &Connection, idempotency: &Idempotency) -> Result<Option<(Option<i64>, Option<Booked>)>, StoreError> {
+/// What an earlier request did.
+#[derive(Default)]
+struct Earlier {
+    order_id: Option<i64>,
+    booked: Option<Booked>,
+}
+
+/// What an earlier request with this key did; nothing, where there was none.
+fn earlier(db: &Connection, idempotency: &Idempotency) -> Result<Earlier, StoreError> {
     let found = db
         .prepare_cached("SELECT fingerprint, order_id, ledger_id, credits_after FROM idempotency WHERE key = ?")?
         .query_row([&idempotency.key], |row| {
@@ -132,22 +139,20 @@ fn earlier(db: &Connection, idempotency: &Idempotency) -> Result<Option<(Option<
                 (Some(entry), Some(credits_after)) => Some(Booked { entry, credits_after, repeated: true }),
                 _ => None,
             };
-            Ok((row.get::<_, String>(0)?, row.get(1)?, booked))
+            Ok((row.get::<_, String>(0)?, Earlier { order_id: row.get(1)?, booked }))
         })
         .optional()?;
     match found {
-        None => Ok(None),
-        Some((fingerprint, order_id, booked)) if fingerprint == idempotency.fingerprint => Ok(Some((order_id, booked))),
+        None => Ok(Earlier::default()),
+        Some((fingerprint, earlier)) if fingerprint == idempotency.fingerprint => Ok(earlier),
         Some(_) => Err(StoreError::KeyReused),
     }
 }
 
 /// The order that an earlier request with this key created.
 pub(super) fn earlier_order(db: &Connection, idempotency: &Idempotency) -> Result<Option<Order>, StoreError> {
-    match earlier(db, idempotency)? {
-        Some((Some(order_id), _)) => Ok(Some(read::order_by_id(db, order_id)?)),
-        _ => Ok(None),
-    }
+    let order_id = earlier(db, idempotency)?.order_id;
+    Ok(order_id.map(|order_id| read::order_by_id(db, order_id)).transpose()?)
 }
 
 /// Remembers what a request did, in the transaction that does it.

@@ -35,8 +35,6 @@ pub(crate) struct Refund {
     pub reason: String,
     /// What the gateway said last.
     pub answer: Option<String>,
-    /// Whether the gateway itself says that the payment is refunded.
-    pub proved: bool,
     /// When it was first wanted.
     pub requested_at: Timestamp,
 }
@@ -119,7 +117,7 @@ fn order_of(db: &Connection, order_no: &str) -> Result<(i64, Order), StoreError>
 
 fn refund(db: &Connection, order_no: &str) -> rusqlite::Result<Option<Refund>> {
     db.prepare_cached(
-        "SELECT state, reason, answer, proved, requested_at_ms FROM refunds
+        "SELECT state, reason, answer, requested_at_ms FROM refunds
          WHERE order_id = (SELECT id FROM orders WHERE order_no = ?)",
     )?
     .query_row([order_no], |row| {
@@ -127,8 +125,7 @@ fn refund(db: &Connection, order_no: &str) -> rusqlite::Result<Option<Refund>> {
             state: read::expect(0, RefundState::from_name(row.get_ref(0)?.as_str()?))?,
             reason: row.get(1)?,
             answer: row.get(2)?,
-            proved: row.get(3)?,
-            requested_at: Timestamp::from_ms(row.get(4)?),
+            requested_at: Timestamp::from_ms(row.get(3)?),
         })
     })
     .optional()
@@ -155,13 +152,8 @@ fn begin(db: &Connection, wish: &ByHand, even_if_spent: bool) -> Result<(Refund,
              changed_at_ms = ?3",
     )?
     .execute(params![order_id, wish.reason, wish.at.ms()])?;
-    let refund = Refund {
-        state: RefundState::Requested,
-        reason: wish.reason.clone(),
-        answer: None,
-        proved: false,
-        requested_at: wish.at,
-    };
+    let refund =
+        Refund { state: RefundState::Requested, reason: wish.reason.clone(), answer: None, requested_at: wish.at };
     Ok((refund, true))
 }
 

@@ -1,9 +1,8 @@
 //! The pretend gateway as a process: orders made and paid at it, and what its callbacks do to the running service.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener};
-use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::net::TcpListener;
+use std::process::Stdio;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;

@@ -9,7 +9,7 @@ use qrcode::render::unicode::Dense1x2;
 use rust_i18n::t;
 
 use super::{parse_amount, show};
-use crate::checkout::{Cashier, Checkout, CheckoutError, DEFAULT_PAYMENT_TYPE, Goods, Wish};
+use crate::checkout::{Cashier, Checkout, CheckoutError, DEFAULT_PAYMENT_TYPE, Goods, Wish, is_payment_type};
 use crate::cli::failure::{Exit, eprint, usage};
 use crate::cli::{output, parse_language};
 use crate::config::{CREDITS_MAX, Config, Current, faults_of_gateway_text};
@@ -114,8 +114,7 @@ fn print_qr_code(text: &str) -> anyhow::Result<()> {
 }
 
 fn parse_payment_type(text: &str) -> Result<String, String> {
-    let fits = (1..=32).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    fits.then(|| text.to_owned()).ok_or_else(|| t!("cli.bad_payment_type").into_owned())
+    is_payment_type(text).then(|| text.to_owned()).ok_or_else(|| t!("cli.bad_payment_type").into_owned())
 }
 
 fn parse_text_to_gateway(text: &str) -> Result<String, String> {

@@ -12,7 +12,7 @@ use crate::clock::Timestamp;
 use crate::config::Config;
 use crate::money::Amount;
 use crate::order::{Order, OrderNo, OrderStatus};
-use crate::store::{OrderFilter, Store};
+use crate::store::{OrderFilter, Refund, Store};
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
@@ -63,7 +63,8 @@ pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exi
             let store = Store::open_existing(&config.database.url).await?;
             let order = store.order(order_no.as_str()).await?;
             let order = order.ok_or_else(|| anyhow!(t!("cli.no_such_order", order = order_no).into_owned()))?;
-            show(&order, json)
+            let refund = store.refund(order_no.as_str()).await?;
+            show_with_refund(&order, refund.as_ref(), json)
         }
         Command::Settle(arguments) => decide::settle(arguments, config).await,
         Command::Cancel(decision) => decide::cancel(decision, config).await,
@@ -79,6 +80,10 @@ pub(super) async fn open(config: &Config) -> anyhow::Result<Store> {
 }
 
 fn show(order: &Order, json: bool) -> anyhow::Result<Exit> {
+    show_with_refund(order, None, json)
+}
+
+fn show_with_refund(order: &Order, refund: Option<&Refund>, json: bool) -> anyhow::Result<Exit> {
     let now = Timestamp::now();
     if json {
         output::json(&order.view(now))?;
@@ -102,6 +107,12 @@ fn show(order: &Order, json: bool) -> anyhow::Result<Exit> {
     }
     if let Some(page) = &order.pay_page {
         rows.push(["order.pay_url".into(), page.url.clone()]);
+    }
+    if let Some(refund) = refund {
+        let (state, since) = (refund.state, refund.requested_at.to_local());
+        let answer = refund.answer.as_deref().unwrap_or_default();
+        let told = t!("order.refund_told", state = state, since = since, reason = refund.reason, answer = answer);
+        rows.push(["order.refund".into(), told.into_owned()]);
     }
     for [label, _] in &mut rows {
         *label = t!(label.as_str()).into_owned();

@@ -1,0 +1,251 @@
+//! Where the API listens. It is bound when the service is opened, so that an address in use is an error of the start, and open for
+//! connections from when the service serves: until then those that come belong to the process before, if there is one.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rust_i18n::t;
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
+
+use super::Api;
+use crate::config;
+
+/// How many connections wait to be accepted.
+const BACKLOG: u32 = 1024;
+/// Who may connect to the socket's file: its user and its group, so that a bot of another user can be let in.
+const SOCKET_MODE: u32 = 0o660;
+
+/// An address that is ours.
+pub(crate) struct Bound(Socket);
+
+enum Socket {
+    Tcp(TcpSocket),
+    Unix(UnixSocket, SocketFile),
+}
+
+impl Api {
+    /// Takes the address, without letting anybody connect to it yet.
+    pub(crate) fn bind(config: &config::Api) -> io::Result<Bound> {
+        let socket = match &config.listen {
+            config::ApiListen::Tcp(address) => Socket::Tcp(bind_tcp(*address)?),
+            config::ApiListen::Unix(path) => {
+                let socket = UnixSocket::new_stream()?;
+                let file = SocketFile::bind(&socket, path)?;
+                Socket::Unix(socket, file)
+            }
+        };
+        Ok(Bound(socket))
+    }
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Connections of an earlier process that still time out are no obstacle.
+    socket.set_reuseaddr(true)?;
+    // At a restart the new process binds while the old one is still finishing. That two services are started by mistake is
+    // prevented by the pid file, and another program's listener is in the way all the same.
+    socket.set_reuseport(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+impl Bound {
+    /// Lets clients connect; says where.
+    pub(crate) fn listen(self) -> io::Result<Listening> {
+        let listening = match self.0 {
+            Socket::Tcp(socket) => Listening { listener: Listener::Tcp(socket.listen(BACKLOG)?), file: None },
+            Socket::Unix(socket, mut file) => {
+                let listener = Listener::Unix(socket.listen(BACKLOG)?);
+                file.place()?;
+                Listening { listener, file: Some(file) }
+            }
+        };
+        log::info!("{}", t!("log.api_listening", address = listening.address()?));
+        Ok(listening)
+    }
+}
+
+/// An address that clients connect to.
+pub(crate) struct Listening {
+    pub(super) listener: Listener,
+    pub(super) file: Option<SocketFile>,
+}
+
+impl Listening {
+    fn address(&self) -> io::Result<String> {
+        Ok(match (&self.listener, &self.file) {
+            (Listener::Tcp(listener), _) => format!("http://{}", listener.local_addr()?),
+            (Listener::Unix(_), file) => file.as_ref().map(SocketFile::to_string).unwrap_or_default(),
+        })
+    }
+}
+
+pub(super) enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+pub(super) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    pub(super) async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
+            Self::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
+        }
+    }
+
+    /// What waits in the queue, which is closed when it is found empty.
+    ///
+    /// By the system's own call: tokio would first have to hear that there is something, and who connects in the meantime is lost.
+    pub(super) fn into_backlog(self) -> Box<dyn Iterator<Item = Stream> + Send> {
+        match self {
+            Self::Tcp(listener) => {
+                let Ok(listener) = listener.into_std() else { return Box::new(std::iter::empty()) };
+                Box::new(std::iter::from_fn(move || {
+                    let (stream, _) = listener.accept().ok()?;
+                    stream.set_nonblocking(true).ok()?;
+                    TcpStream::from_std(stream).ok().map(Stream::Tcp)
+                }))
+            }
+            Self::Unix(listener) => {
+                let Ok(listener) = listener.into_std() else { return Box::new(std::iter::empty()) };
+                Box::new(std::iter::from_fn(move || {
+                    let (stream, _) = listener.accept().ok()?;
+                    stream.set_nonblocking(true).ok()?;
+                    UnixStream::from_std(stream).ok().map(Stream::Unix)
+                }))
+            }
+        }
+    }
+}
+
+/// The file that clients connect to. It is made under another name and renamed into its place: a restart's new process replaces
+/// the old one's without a gap, and one that a killed process left behind is no obstacle.
+pub(super) struct SocketFile {
+    path: PathBuf,
+    temporary: PathBuf,
+    /// Device and number of the file: what tells ours from that of a process which has taken over.
+    identity: (u64, u64),
+    is_placed: bool,
+}
+
+impl SocketFile {
+    fn bind(socket: &UnixSocket, path: &Path) -> io::Result<Self> {
+        match fs::symlink_metadata(path) {
+            Ok(found) if !found.file_type().is_socket() => {
+                let text = t!("api.not_a_socket", path = path.display());
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+            }
+            _ => {}
+        }
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(".{}", std::process::id()));
+        let temporary = PathBuf::from(temporary);
+        // No other living process has our number.
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        socket.bind(&temporary)?;
+        let mut file = Self { path: path.to_owned(), temporary, identity: (0, 0), is_placed: false };
+        // Nobody listens yet, so it does not matter who might have connected until now.
+        fs::set_permissions(&file.temporary, fs::Permissions::from_mode(SOCKET_MODE))?;
+        file.identity = identity(&file.temporary)?;
+        Ok(file)
+    }
+
+    fn place(&mut self) -> io::Result<()> {
+        fs::rename(&self.temporary, &self.path)?;
+        self.is_placed = true;
+        Ok(())
+    }
+}
+
+impl fmt::Display for SocketFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "unix:{}", self.path.display())
+    }
+}
+
+impl Drop for SocketFile {
+    /// Removes the file if it is still ours. Whoever takes over has put theirs in its place before we are told to go, and nobody
+    /// else starts while we have the pid file: nothing changes between the look and the removal.
+    fn drop(&mut self) {
+        let file = if self.is_placed { &self.path } else { &self.temporary };
+        if identity(file).is_ok_and(|found| found == self.identity) {
+            // What is left behind is no obstacle.
+            let _ = fs::remove_file(file);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ApiListen;
+    use crate::secret::Secret;
+
+    fn bind(listen: ApiListen) -> io::Result<Bound> {
+        Api::bind(&config::Api { listen, token: Secret::new("t") })
+    }
+
+    #[tokio::test]
+    async fn a_socket_file_is_replaced_without_a_gap_and_removed_by_its_owner_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        let names = || fs::read_dir(directory.path()).unwrap().count();
+        let bind = || bind(ApiListen::Unix(path.clone())).unwrap();
+        let old = bind().listen().unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, SOCKET_MODE);
+        let before = identity(&path).unwrap();
+        let new = bind();
+        assert_eq!(identity(&path).unwrap(), before, "nobody is let in before the new one listens");
+        let new = new.listen().unwrap();
+        assert_ne!(identity(&path).unwrap(), before);
+        drop(old);
+        assert!(std::os::unix::net::UnixStream::connect(&path).is_ok(), "the new one's is left alone");
+        drop(bind());
+        assert_eq!(names(), 1, "and a start that failed leaves nothing");
+        drop(new);
+        assert_eq!(names(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_stale_file_is_no_obstacle_and_a_file_of_another_kind_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let listening = bind(ApiListen::Unix(path.clone())).unwrap().listen().unwrap();
+        assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());
+        drop(listening);
+        fs::write(&path, "precious").unwrap();
+        let error = bind(ApiListen::Unix(path.clone())).err().unwrap();
+        assert!(error.to_string().contains("api.sock"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[tokio::test]
+    async fn another_programs_port_is_refused_and_our_own_is_shared() {
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let error = bind(ApiListen::Tcp(other.local_addr().unwrap())).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        let old = bind(ApiListen::Tcp("127.0.0.1:0".parse().unwrap())).unwrap().listen().unwrap();
+        let Listener::Tcp(listener) = &old.listener else { panic!("a TCP address") };
+        let new = bind(ApiListen::Tcp(listener.local_addr().unwrap())).unwrap();
+        assert!(new.listen().is_ok());
+    }
+}

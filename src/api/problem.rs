@@ -1,0 +1,133 @@
+//! What goes wrong, as the bot hears of it: RFC 9457 problem details, each with a code to match on and a text that says what to do.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use hyper::header::{ALLOW, CONNECTION, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use rust_i18n::t;
+use serde::Serialize;
+
+use super::{Response, respond};
+use crate::checkout::CheckoutError;
+use crate::store::StoreError;
+
+/// A request that was not granted.
+#[derive(Debug)]
+pub(super) struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    /// The user's credits, where they are too few.
+    credits: Option<i64>,
+    /// In a box: most problems have none, and every request's result is as large as this.
+    header: Option<Box<(HeaderName, HeaderValue)>>,
+}
+
+/// Its keys stand in alphabetical order.
+#[derive(Serialize)]
+struct Body<'a> {
+    code: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    credits: Option<i64>,
+    detail: &'a str,
+    status: u16,
+    title: &'static str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), credits: None, header: None }
+    }
+
+    pub(super) fn bad_request(code: &'static str, detail: Cow<'_, str>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, detail)
+    }
+
+    pub(super) fn unauthorized() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", t!("api.unauthorized"))
+            .with(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+    }
+
+    pub(super) fn method_not_allowed(allowed: &str) -> Self {
+        let detail = t!("api.method_not_allowed", allowed = allowed);
+        let allow = HeaderValue::from_str(allowed).expect("method names are header text");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail).with(ALLOW, allow)
+    }
+
+    /// Nobody knows how far it came, so the bot has to ask again.
+    pub(super) fn late(after: Duration) -> Self {
+        Self::later("timeout", t!("api.timeout", seconds = after.as_secs()))
+    }
+
+    pub(super) fn insufficient_credits(telegram_id: i64, credits: i64) -> Self {
+        let detail = t!("api.insufficient_credits", user = telegram_id, credits = credits);
+        Self { credits: Some(credits), ..Self::new(StatusCode::CONFLICT, "insufficient_credits", detail) }
+    }
+
+    fn later(code: &'static str, detail: Cow<'_, str>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).with(RETRY_AFTER, HeaderValue::from_static("1"))
+    }
+
+    fn with(self, name: HeaderName, value: HeaderValue) -> Self {
+        Self { header: Some(Box::new((name, value))), ..self }
+    }
+
+    pub(super) fn into_response(self) -> Response {
+        let body = Body {
+            code: self.code,
+            credits: self.credits,
+            detail: &self.detail,
+            status: self.status.as_u16(),
+            title: self.status.canonical_reason().unwrap_or_default(),
+            // The type that says: the status is all the kind there is, and `code` the rest.
+            kind: "about:blank",
+        };
+        let body = serde_json::to_vec(&body).expect("a problem is plain text and numbers");
+        let mut response = respond(self.status, "application/problem+json", body);
+        response.headers_mut().extend(self.header.map(|header| *header));
+        if matches!(self.status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE) {
+            // The rest of the body is still to come, and nobody will read it.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    #[cfg(test)]
+    pub(super) fn code(&self) -> &'static str {
+        self.code
+    }
+
+    #[cfg(test)]
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        let text = error.to_string();
+        match error {
+            StoreError::Overloaded => Self::later("overloaded", t!("api.try_again", cause = text)),
+            StoreError::Closed => Self::later("stopping", t!("api.try_again", cause = text)),
+            StoreError::NoSuchUser(_) => Self::new(StatusCode::NOT_FOUND, "no_such_user", text),
+            StoreError::KeyReused => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", text),
+            StoreError::OutOfBounds { .. } => Self::new(StatusCode::CONFLICT, "balance_out_of_bounds", text),
+            _ => {
+                log::error!("{}", t!("log.api_failed", cause = text));
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", t!("api.internal"))
+            }
+        }
+    }
+}
+
+impl From<CheckoutError> for Problem {
+    fn from(error: CheckoutError) -> Self {
+        match error {
+            CheckoutError::Impossible(text) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "impossible_order", text),
+            CheckoutError::Store(error) => error.into(),
+        }
+    }
+}
