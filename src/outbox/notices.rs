@@ -8,7 +8,6 @@ use rust_i18n::t;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::STORE_PAUSE;
 use super::backoff::Backoff;
 use super::buyers::BAD_TOKEN_PAUSE;
 use crate::config::Current;
@@ -209,17 +208,7 @@ impl Watch {
         self.notices.told(&report.notices);
         // In this process it counts at once: a store that fails now must not make it tell the same every minute.
         self.looked_until = Some(report.until);
-        while let Err(error) = self.remember(report.until).await {
-            if matches!(error, StoreError::Closed) {
-                return Err(error);
-            }
-            self.failures += 1;
-            if self.failures > 5 {
-                return Err(error);
-            }
-            sleep(STORE_PAUSE).await;
-        }
-        self.failures = 0;
+        self.remember(report.until).await?;
         Ok(PAUSE)
     }
 

@@ -333,7 +333,7 @@ fn every_paid_order_is_credited_once_whatever_goes_wrong() {
     shop.faults("");
     let orders: Vec<String> = (0..ORDERS).map(|n| shop.sandbox.order(5000 + i64::try_from(n).unwrap())).collect();
     shop.faults("fault=all%3D0.15");
-    let is_paid = |n: usize| n % 5 != 0;
+    let is_paid = |n: usize| !n.is_multiple_of(5);
     for (n, order) in orders.iter().enumerate() {
         if is_paid(n) {
             shop.gateway.pay(order);

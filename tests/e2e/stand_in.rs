@@ -79,7 +79,7 @@ impl StandIn {
                 }
                 let (kept, answer) = (Arc::clone(&kept), Arc::clone(&answer));
                 // A client may be killed at any time, which ends its connection and nothing else.
-                std::thread::spawn(move || serve(stream, &kept, &*answer));
+                std::thread::spawn(move || serve(&stream, &kept, &*answer));
             }
         });
         Self { address, requests, is_over, accepting: Some(accepting) }
@@ -113,14 +113,14 @@ impl Drop for StandIn {
     }
 }
 
-fn serve(stream: TcpStream, requests: &Mutex<Vec<Request>>, answer: &dyn Fn(&Request) -> Reply) -> Option<()> {
+fn serve(stream: &TcpStream, requests: &Mutex<Vec<Request>>, answer: &dyn Fn(&Request) -> Reply) -> Option<()> {
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
-    let request = read(&stream)?;
+    let request = read(stream)?;
     requests.lock().unwrap().push(request.clone());
     if let Reply::Answer(status, headers, body) = answer(&request) {
         let length = body.len();
         let head = format!("HTTP/1.1 {status} x\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n");
-        (&stream).write_all((head + &body).as_bytes()).ok()?;
+        { stream }.write_all((head + &body).as_bytes()).ok()?;
     }
     Some(())
 }
