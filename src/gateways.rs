@@ -15,6 +15,7 @@ use crate::clock::Timestamp;
 use crate::config::Current;
 use crate::epay::client::{Answer, Gateway, GatewayError, Verdict};
 use crate::order::Order;
+use crate::outbox::{NoticeKind, Notices};
 use crate::outgoing::Client;
 use crate::store::{Answered, Cause, Store};
 
@@ -32,6 +33,7 @@ pub(crate) struct Gateways {
     store: Store,
     client: Client,
     limits: Mutex<HashMap<String, Arc<Limit>>>,
+    notices: Notices,
 }
 
 /// Why there is no verdict.
@@ -50,7 +52,18 @@ pub(crate) enum AskError {
 
 impl Gateways {
     pub(crate) fn new(config: &Current, store: &Store, client: &Client) -> Self {
-        Self { config: config.clone(), store: store.clone(), client: client.clone(), limits: Mutex::default() }
+        Self {
+            config: config.clone(),
+            store: store.clone(),
+            client: client.clone(),
+            limits: Mutex::default(),
+            notices: Notices::default(),
+        }
+    }
+
+    /// Has the operator hear of gateways that refuse us.
+    pub(crate) fn telling(self, notices: &Notices) -> Self {
+        Self { notices: notices.clone(), ..self }
     }
 
     /// The gateway of a merchant, where one can be asked.
@@ -83,6 +96,12 @@ impl Gateways {
         let asked_at = Timestamp::now();
         let answer = gateway.query_within(&terms.order_no, left).await;
         limit.heard(answer.as_ref().err());
+        if let Err(error @ (GatewayError::Refused { .. } | GatewayError::Unverified)) = &answer {
+            // Most likely a wrong key, which only a person can set right.
+            let text = format!("{}: {error}", terms.merchant);
+            log::warn!("{text}");
+            self.notices.tell(NoticeKind::GatewayRefused, &text);
+        }
         let answer = answer.map(|answer| (answer.verdict(&terms.merchant, &terms.order_no, terms.amount), answer));
         self.keep(order, cause, asked_at, &answer).await;
         Ok(answer?)

@@ -60,6 +60,7 @@ pub struct Service {
     store: Store,
     /// Shared by all that ask others for something.
     client: Client,
+    notices: Notices,
     reconciler: Arc<Reconciler>,
     site: Arc<Site>,
     api: Arc<Api>,
@@ -77,11 +78,12 @@ impl Service {
         log::info!("{}", t!("log.service_ready"));
         let config = Current::new(config);
         let client = Client::new();
-        let gateways = Arc::new(Gateways::new(&config, &store, &client));
+        let notices = Notices::default();
+        let gateways = Arc::new(Gateways::new(&config, &store, &client).telling(&notices));
         let reconciler = Arc::new(Reconciler::new(&config, &store, &gateways));
         let site = Arc::new(Site::new(&config, &store, &gateways, &reconciler));
         let api = Arc::new(Api::new(&config, &store, &gateways));
-        Ok(Self { config, store, client, reconciler, site, api, api_address })
+        Ok(Self { config, store, client, notices, reconciler, site, api, api_address })
     }
 
     /// The store that the service settles in, for a program that embeds it: to create orders and read credits.
@@ -173,7 +175,7 @@ struct Background {
 impl Background {
     fn start(service: &Service) -> Self {
         let (config, store) = (&service.config, &service.store);
-        let (stop, notices) = (CancellationToken::new(), Notices::default());
+        let (stop, notices) = (CancellationToken::new(), service.notices.clone());
         let client = service.client.clone();
         let sender = Sender::new(client.clone());
         let buyers = Buyers::new(config.clone(), sender.clone());
