@@ -324,6 +324,46 @@ fn a_person_settles_or_cancels_what_is_in_review() {
     assert_eq!(shop.sandbox.run(&["orders", "settle", &orders[1], "--reason", " "]).code, 2, "a reason is needed");
 }
 
+/// A V2 merchant's whole life at the gateway: everything asked and answered is signed.
+#[test]
+fn a_v2_merchant_is_served_as_well() {
+    let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/keys");
+    let sandbox = Sandbox::new();
+    let configure = |listen: &str, gateway: &str| {
+        sandbox.configure(&format!(
+            "listen = \"{listen}\"\n[[merchant]]\npid = \"{PID}\"\nprotocol = \"v2\"\nproof = \"signature+query\"\n\
+             platform_public_key_file = \"{keys}/v2_platform_public.pem\"\n\
+             private_key_file = \"{keys}/v2_merchant_private.pem\"\ngateway_url = \"http://{gateway}/\"\n\
+             notify_url = \"http://{listen}/payment/notify\"\nreturn_url = \"http://{listen}/payment/return\"\n\
+             [[package]]\nid = \"silver\"\nname = \"VIP白银\"\nprice = \"36.00\"\ncredits = 70\n{EAGER}"
+        ));
+    };
+    configure("127.0.0.1:0", "127.0.0.1:9");
+    let platform_key = format!("{keys}/v2_platform_private.pem");
+    let gateway = Gateway::start(&sandbox, &["--platform-private-key-file", &platform_key]);
+    let address = gateway.address.to_string();
+    configure("127.0.0.1:0", &address);
+    let service = sandbox.serve();
+    configure(&service.address.to_string(), &address);
+
+    let (called_back, lost, cancelled) = (sandbox.order(1001), sandbox.order(1002), sandbox.order(1003));
+    let url = sandbox.json(&["orders", "show", &called_back, "--json"])["pay_url"].as_str().unwrap().to_owned();
+    assert!(url.starts_with(&format!("http://{address}/")), "{url}");
+    gateway.pay(&called_back);
+    wait_until("credited", || sandbox.credits(1001) == 70);
+    assert_eq!(gateway.post("/simulate/faults", "fault=never").status, 200);
+    gateway.pay(&lost);
+    wait_until("reconciled", || sandbox.credits(1002) == 70);
+    sandbox.json(&["orders", "cancel", &cancelled, "--reason", "changed their mind", "--json"]);
+    assert_eq!(
+        gateway.post("/simulate/pay", &format!("out_trade_no={cancelled}")).status,
+        409,
+        "closed at the gateway"
+    );
+    let refunded = sandbox.json(&["orders", "refund", &called_back, "--reason", "unhappy", "--json"]);
+    assert_eq!((&refunded["credits"], &refunded["proved"]), (&json!(0), &json!(true)), "{refunded}");
+}
+
 /// Two hundred orders, most of them paid, at a gateway where everything goes wrong now and then, and a service that is killed.
 #[test]
 fn every_paid_order_is_credited_once_whatever_goes_wrong() {
