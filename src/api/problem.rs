@@ -131,3 +131,34 @@ impl From<CheckoutError> for Problem {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_store_refuses_has_a_status_and_a_code() {
+        for (error, status, code, retry) in [
+            (StoreError::Overloaded, 503, "overloaded", true),
+            (StoreError::Closed, 503, "stopping", true),
+            (StoreError::NoSuchUser(7), 404, "no_such_user", false),
+            (StoreError::KeyReused, 422, "idempotency_key_reused", false),
+            (StoreError::OutOfBounds { telegram_id: 7, credits: 1 }, 409, "balance_out_of_bounds", false),
+            (StoreError::Failed("disk full at /secret/path".into()), 500, "internal", false),
+        ] {
+            let problem = Problem::from(error);
+            assert_eq!((problem.status.as_u16(), problem.code()), (status, code));
+            assert!(!problem.detail().is_empty() && !problem.detail().contains("/secret"), "{}", problem.detail());
+            assert_eq!(problem.into_response().headers().contains_key(RETRY_AFTER), retry, "{code}");
+        }
+    }
+
+    #[test]
+    fn who_comes_back_later_is_told_when() {
+        let response = Problem::late(Duration::from_secs(10)).into_response();
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()[RETRY_AFTER]),
+            (503, &HeaderValue::from_static("1"))
+        );
+    }
+}

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(unreachable_pub, reason = "the support module is for all the others")]
 
+mod api;
 mod browser;
 mod commands;
 mod configuration;
