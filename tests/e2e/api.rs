@@ -6,8 +6,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -652,17 +652,7 @@ fn the_example_bot_does_all_that_a_bot_has_to() {
     let service = sandbox.serve();
     let bot = Bot::of_service(&service);
     let Address::Tcp(address) = &bot.address else { panic!("{:?}", bot.address) };
-    sandbox.configure(&format!("{CONFIG}{API}"));
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/bot.py");
-    let command = |arguments: &[&str]| {
-        let mut command = sandbox.command_of(python.to_str().unwrap());
-        command.arg(script).args(arguments).env("WEBHOOKCTL_TOKEN", TOKEN);
-        command.env("WEBHOOKCTL_API", format!("http://{address}"));
-        command.env("WEBHOOKCTL_EVENT_SECRET", format!("whsec_{}", BASE64.encode(EVENT_KEY)));
-        // A proxy for everything must not get to see the token.
-        command.env("http_proxy", "http://127.0.0.1:9").env_remove("no_proxy");
-        command
-    };
+    let command = |arguments: &[&str]| example_bot(&sandbox, &python, *address, arguments);
     let run = |arguments: &[&str]| Outcome::of(command(arguments).output().unwrap());
     bot.user(1001, 20);
     for (arguments, told) in [
@@ -680,10 +670,7 @@ fn the_example_bot_does_all_that_a_bot_has_to() {
     assert!(outcome.code == 1 && outcome.stderr.contains("merchant"), "there are two: {outcome:?}");
     assert_eq!(run(&[]).code, 1);
 
-    let mut events = Process::spawn(command(&["events", "0"]).stdout(Stdio::piped()).stderr(Stdio::null()));
-    let mut lines = BufReader::new(events.stdout()).lines().map_while(Result::ok);
-    let first = lines.next().unwrap();
-    let address: SocketAddr = first.split("http://").nth(1).unwrap().trim_end_matches('/').parse().unwrap();
+    let (_listening, address, mut lines) = listen_for_events(command(&["events", "0"]));
     let body = r#"{"type":"order.settled","data":{"name":"白银"}}"#;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let deliver = |at: u64, key: &[u8], body_signed: &str, prefix: &str| {
@@ -709,4 +696,40 @@ fn the_example_bot_does_all_that_a_bot_has_to() {
     assert_eq!(unsigned.status, 401);
     let heard = lines.next().unwrap();
     assert!(heard.starts_with("evt_1 ") && heard.contains("order.settled") && heard.contains("白银"), "{heard}");
+}
+
+#[test]
+fn the_example_bot_hears_of_a_payment() {
+    let Some(python) = find_program("python3", "python3") else { return };
+    let sandbox = sandbox();
+    let nowhere = ([127, 0, 0, 1], 9).into();
+    let (_listening, address, mut lines) = listen_for_events(example_bot(&sandbox, &python, nowhere, &["events", "0"]));
+    let secret = BASE64.encode(EVENT_KEY);
+    let events = format!("[events]\nurl = \"http://{address}/\"\nsecret = \"whsec_{secret}\"\n");
+    sandbox.configure(&format!("{CONFIG}{events}"));
+    let service = sandbox.serve();
+    let order = sandbox.order(1001);
+    assert_eq!(service.notify(&Notification::of(&order).form()).1, "success");
+    let heard = lines.next().unwrap();
+    assert!(heard.contains("order.settled") && heard.contains(&order), "{heard}");
+}
+
+/// `scripts/bot.py`, for an API at this address.
+fn example_bot(sandbox: &Sandbox, python: &Path, api: SocketAddr, arguments: &[&str]) -> Command {
+    let mut command = sandbox.command_of(python.to_str().unwrap());
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/bot.py")).args(arguments);
+    command.env("WEBHOOKCTL_API", format!("http://{api}")).env("WEBHOOKCTL_TOKEN", TOKEN);
+    command.env("WEBHOOKCTL_EVENT_SECRET", format!("whsec_{}", BASE64.encode(EVENT_KEY)));
+    // What is for a proxy elsewhere: it must not get to see the token.
+    command.env("http_proxy", "http://127.0.0.1:9").env_remove("no_proxy");
+    command
+}
+
+/// Starts the bot's listener; where it is, and the lines that it prints.
+fn listen_for_events(mut command: Command) -> (Process, SocketAddr, impl Iterator<Item = String>) {
+    let mut process = Process::spawn(command.stdout(Stdio::piped()).stderr(Stdio::null()));
+    let mut lines = BufReader::new(process.stdout()).lines().map_while(Result::ok);
+    let first = lines.next().unwrap();
+    let address = first.split("http://").nth(1).unwrap().trim_end_matches('/').parse().unwrap();
+    (process, address, lines)
 }
