@@ -218,6 +218,23 @@ fn a_gateway_that_does_not_answer_leaves_the_job_to_reconciliation() {
 }
 
 #[test]
+fn a_buyer_who_comes_back_has_the_gateway_asked() {
+    let shop = Shop::open(&["--fault", "never"], "", "[reconcile]\nschedule_s = [86400]\n");
+    let service = shop.serve();
+    let order = shop.sandbox.order(1001);
+    shop.gateway.pay(&order);
+    let page = format!("/payment/return?{}", Notification::of(&order).form());
+    assert_eq!(service.get(&page).status, 200);
+    wait_until("credited", || shop.sandbox.credits(1001) == 70);
+    // Nobody who comes with a wrong signature causes a question.
+    let other = shop.sandbox.order(1002);
+    let queries = || shop.gateway.order(&other)["queries"].as_u64();
+    service.get(&format!("/payment/return?{}", Notification::of(&other).form_with_sign(&"0".repeat(32))));
+    service.get(&format!("/payment/return?{}", Notification::of(&order).form()));
+    assert_eq!(queries(), Some(0));
+}
+
+#[test]
 fn small_amounts_may_be_settled_by_the_signature_alone() {
     let shop = Shop::open(&["--fault", "never"], "proof = \"signature+query\"\nquery_above = \"36.00\"", "");
     let service = shop.serve();
