@@ -65,6 +65,14 @@ pub(crate) enum Goods {
     },
 }
 
+impl Goods {
+    /// A package, or credits at a price; `None` for neither.
+    pub(crate) fn of(package: Option<String>, price: Option<(Amount, i64)>, name: Option<String>) -> Option<Self> {
+        let credits = || price.map(|(amount, credits)| Self::Credits { amount, credits, name });
+        package.map(Self::Package).or_else(credits)
+    }
+}
+
 /// Why there is no order.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum CheckoutError {

@@ -202,11 +202,8 @@ impl NewOrder {
     }
 
     fn wish(self, idempotency: Idempotency) -> Result<Wish, Problem> {
-        let goods = match (self.package, self.amount.zip(self.credits)) {
-            (Some(id), _) => Goods::Package(id),
-            (None, Some((amount, credits))) => Goods::Credits { amount, credits, name: self.name },
-            (None, None) => return Err(Problem::bad_request("invalid_goods", t!("api.package_or_amount"))),
-        };
+        let goods = Goods::of(self.package, self.amount.zip(self.credits), self.name);
+        let goods = goods.ok_or_else(|| Problem::bad_request("invalid_goods", t!("api.package_or_amount")))?;
         Ok(Wish {
             telegram_id: self.telegram_id,
             goods,

@@ -88,11 +88,8 @@ fn impossible(error: CheckoutError) -> anyhow::Error {
 
 impl Create {
     fn wish(self) -> anyhow::Result<Wish> {
-        let goods = match (self.package, self.amount.zip(self.credits)) {
-            (Some(id), _) => Goods::Package(id),
-            (None, Some((amount, credits))) => Goods::Credits { amount, credits, name: self.name },
-            (None, None) => return Err(usage(t!("cli.package_or_amount"))),
-        };
+        let goods = Goods::of(self.package, self.amount.zip(self.credits), self.name);
+        let goods = goods.ok_or_else(|| usage(t!("cli.package_or_amount")))?;
         Ok(Wish {
             telegram_id: self.telegram_id,
             goods,
