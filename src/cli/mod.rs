@@ -1,5 +1,6 @@
 //! The command line: what may be asked for, and one file for each command that answers.
 
+mod audit;
 mod callback;
 mod config;
 mod deliveries;
@@ -69,6 +70,8 @@ enum Command {
     Users(users::Command),
     /// Ask the gateways about unpaid orders, now
     Reconcile(reconcile::Arguments),
+    /// Prove the books: every settled order, every credit, every balance
+    Audit(audit::Arguments),
     /// Look at messages to buyers, and send them again
     #[command(subcommand)]
     Messages(messages::Command),
@@ -135,6 +138,7 @@ fn run(arguments: Arguments, document: &Result<Document, ConfigError>) -> anyhow
         Command::Orders(command) => in_runtime(orders::run(command, &loaded()?.config)),
         Command::Users(command) => in_runtime(users::run(command, &loaded()?.config)),
         Command::Reconcile(arguments) => in_runtime(reconcile::run(arguments, &loaded()?.config)),
+        Command::Audit(arguments) => in_runtime(audit::run(arguments, &loaded()?.config)),
         Command::Messages(command) => in_runtime(messages::run(command, &loaded()?.config)),
         Command::Events(command) => in_runtime(events::run(command, &loaded()?.config)),
         Command::Trigger(arguments) => in_runtime(trigger::run(arguments, &loaded()?.config)),

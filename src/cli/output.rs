@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
+use indicatif::{ProgressBar, ProgressStyle};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::Serialize;
@@ -56,6 +57,16 @@ pub(super) fn may_be_coloured(stream: &impl IsTerminal) -> bool {
 pub(super) fn coloured_line(colour: AnsiColor, text: &str) -> anyhow::Result<()> {
     let style = if may_be_coloured(&io::stdout()) { colour.on_default() } else { Style::new() };
     line(&format!("{style}{}{style:#}", escaped(text)))
+}
+
+/// How far a command has come, on a terminal; nothing elsewhere.
+pub(super) fn progress_bar(count: u64, json: bool) -> ProgressBar {
+    if json || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style =
+        ProgressStyle::with_template("{bar:40} {pos}/{len}  {eta}").unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(count).with_style(style)
 }
 
 /// Prints rows in columns; Chinese characters count as the two cells that they take.

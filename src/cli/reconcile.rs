@@ -1,10 +1,8 @@
 //! `reconcile`: ask the gateways about unpaid orders, now.
 
 use std::collections::BTreeMap;
-use std::io::{self, IsTerminal};
 use std::sync::Arc;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use rust_i18n::t;
 use serde_json::{Value, json};
 
@@ -43,7 +41,7 @@ async fn sweep(arguments: &Arguments, config: &Config, store: &Store) -> anyhow:
     let current = Current::new(config.clone());
     let gateways = Arc::new(Gateways::new(&current, store, &Client::new()));
     let reconciler = Arc::new(Reconciler::new(&current, store, &gateways));
-    let progress = progress_bar(count.into(), arguments.json);
+    let progress = output::progress_bar(count.into(), arguments.json);
     let mut report = Report::default();
     let swept = reconciler.sweep(arguments.since, arguments.dry_run, |order, finding| {
         progress.inc(1);
@@ -53,16 +51,6 @@ async fn sweep(arguments: &Arguments, config: &Config, store: &Store) -> anyhow:
     progress.finish_and_clear();
     report.print(arguments)?;
     Ok(report.exit())
-}
-
-/// On a terminal; nothing elsewhere.
-fn progress_bar(count: u64, json: bool) -> ProgressBar {
-    if json || !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style =
-        ProgressStyle::with_template("{bar:40} {pos}/{len}  {eta}").unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(count).with_style(style)
 }
 
 /// What the gateways said.

@@ -5,6 +5,7 @@
 //! Times and numbers come from the caller; other processes may write to the same database at the same time.
 
 mod accounts;
+mod audit;
 mod memory;
 mod outbox;
 mod queue;
@@ -35,6 +36,7 @@ use crate::money::Amount;
 use crate::order::{NewOrder, Order, OrderStatus, PayPage, SettledBy, User};
 use crate::settlement::{Claim, Outcome, Policy};
 pub(crate) use accounts::{Booked, Idempotency, Spend};
+pub(crate) use audit::{Audit, Finding as AuditFinding};
 pub(crate) use memory::Trouble;
 pub(crate) use outbox::{Attempt, Channel, Delivery, DeliveryFilter, DeliveryState, News};
 use queue::{PushError, Queue};
@@ -76,6 +78,15 @@ pub enum StoreError {
         /// The newest version that this program knows.
         known: u32,
     },
+    /// Written by an older version of this program, and not brought up to date.
+    Older {
+        /// Its file.
+        path: PathBuf,
+        /// The version that it has.
+        found: u32,
+        /// The version that is needed.
+        known: u32,
+    },
     /// There is no such user.
     NoSuchUser(i64),
     /// The balance would fall below zero, or out of all bounds.
@@ -101,6 +112,8 @@ pub enum StoreError {
         /// The order that it settled.
         order_no: String,
     },
+    /// The order was not paid more than once, or that is acknowledged already.
+    NotPaidAgain(String),
     /// A request with this key came before, and asked for something else.
     KeyReused,
     /// The database failed.
@@ -131,6 +144,9 @@ impl fmt::Display for StoreError {
             Self::Newer { path, found, known } => {
                 t!("store.newer", path = path.display(), found = found, known = known)
             }
+            Self::Older { path, found, known } => {
+                t!("store.older", path = path.display(), found = found, known = known)
+            }
             Self::NoSuchUser(telegram_id) => t!("store.no_such_user", user = telegram_id),
             Self::OutOfBounds { telegram_id, credits } => {
                 t!("store.out_of_bounds", user = telegram_id, credits = credits)
@@ -142,6 +158,7 @@ impl fmt::Display for StoreError {
             Self::TradeReused { trade_no, order_no } => {
                 t!("store.trade_reused", trade = trade_no, order = order_no)
             }
+            Self::NotPaidAgain(order_no) => t!("store.not_paid_again", order = order_no),
             Self::KeyReused => t!("store.key_reused"),
             Self::Failed(cause) => t!("store.failed", cause = cause),
         };

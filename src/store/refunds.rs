@@ -3,7 +3,7 @@
 //! A refund is written down before the gateway is asked, because the answer may never come: `requested` says that it may have
 //! been asked, and only `done` moves credits, in the transaction that says so.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use super::outbox::{self, News};
 use super::{Receipt, Settle, Store, StoreError, read, write};
@@ -103,6 +103,15 @@ impl Store {
         let order = self.write(move |db| settle_by_hand(db, &decision, trade_no, tells_bot)).await?;
         self.outbox_grew();
         Ok(order)
+    }
+
+    /// Notes that a person has taken care of payments beyond the one that settled an order: of `trade_no`, else of all. Which.
+    pub(crate) async fn acknowledge(
+        &self,
+        decision: ByHand,
+        trade_no: Option<String>,
+    ) -> Result<Vec<String>, StoreError> {
+        self.write(move |db| acknowledge(db, &decision, trade_no.as_deref())).await
     }
 
     /// Calls an unpaid order off by a person's decision.
@@ -241,6 +250,49 @@ fn held_payment(db: &Connection, order_id: i64) -> rusqlite::Result<Option<Strin
     .optional()
 }
 
+fn acknowledge(db: &Connection, decision: &ByHand, trade_no: Option<&str>) -> Result<Vec<String>, StoreError> {
+    let (order_id, order) = order_of(db, &decision.order_no)?;
+    let mut open = db.prepare_cached(
+        "SELECT DISTINCT trade_no FROM receipts AS again
+         WHERE order_id = :order_id AND outcome = 'paid_again' AND (:trade_no IS NULL OR trade_no = :trade_no)
+             AND NOT EXISTS (SELECT 1 FROM receipts WHERE order_id = :order_id AND outcome = 'acknowledged'
+                                 AND trade_no = again.trade_no)
+         ORDER BY trade_no",
+    )?;
+    let trades: Vec<String> = open
+        .query_map(named_params! { ":order_id": order_id, ":trade_no": trade_no }, |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    for trade_no in &trades {
+        note(db, decision, "acknowledged", &order, order_id, trade_no)?;
+    }
+    if trades.is_empty() { Err(StoreError::NotPaidAgain(decision.order_no.clone())) } else { Ok(trades) }
+}
+
+/// Keeps a person's decision as a receipt of its own.
+fn note(
+    db: &Connection,
+    decision: &ByHand,
+    outcome: &str,
+    order: &Order,
+    order_id: i64,
+    trade_no: &str,
+) -> Result<(), StoreError> {
+    db.prepare_cached(
+        "INSERT INTO receipts (received_at_ms, source, outcome, merchant, order_no, trade_no, order_id, method, payload)
+         VALUES (?, 'manual', ?, ?, ?, ?, ?, 'manual', ?)",
+    )?
+    .execute(params![
+        decision.at.ms(),
+        outcome,
+        order.terms.merchant,
+        decision.order_no,
+        trade_no,
+        order_id,
+        decision.reason.as_bytes()
+    ])?;
+    Ok(())
+}
+
 fn cancel(db: &Connection, decision: &ByHand) -> Result<Order, StoreError> {
     let (order_id, mut order) = order_of(db, &decision.order_no)?;
     if !matches!(order.stored_status, OrderStatus::Pending | OrderStatus::Review) {
@@ -248,17 +300,7 @@ fn cancel(db: &Connection, decision: &ByHand) -> Result<Order, StoreError> {
         return Err(StoreError::WrongStatus { order_no: decision.order_no.clone(), status });
     }
     db.prepare_cached("UPDATE orders SET status = 'cancelled' WHERE id = ?")?.execute([order_id])?;
-    db.prepare_cached(
-        "INSERT INTO receipts (received_at_ms, source, outcome, merchant, order_no, trade_no, order_id, method, payload)
-         VALUES (?, 'manual', 'cancelled', ?, ?, '', ?, 'manual', ?)",
-    )?
-    .execute(params![
-        decision.at.ms(),
-        order.terms.merchant,
-        decision.order_no,
-        order_id,
-        decision.reason.as_bytes()
-    ])?;
+    note(db, decision, "cancelled", &order, order_id, "")?;
     order.stored_status = OrderStatus::Cancelled;
     Ok(order)
 }

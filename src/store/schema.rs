@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::unistd::{AccessFlags, access};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::StoreError;
@@ -66,6 +67,51 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     db.busy_handler(Some(wait_for_lock))?;
     db.pragma_update(None, "query_only", true)?;
     db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    Ok(db)
+}
+
+/// Opens a database that must be there and up to date, in a way that cannot change it.
+pub(super) fn open_for_audit(path: &Path) -> Result<Connection, StoreError> {
+    match path.try_exists() {
+        Ok(true) => {}
+        Ok(false) => return Err(StoreError::Missing(path.to_owned())),
+        Err(error) => return Err(StoreError::cannot_open(path, &error)),
+    }
+    let refused = |error| match error {
+        OpenError::Refused(refusal) => refusal,
+        OpenError::NoWal(mode) => StoreError::Failed(mode.into()),
+        OpenError::Engine(error) => {
+            let cause = cause_in_the_file_system(path);
+            let denied = cause.as_ref().is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied);
+            let cause = cause.filter(|_| denied).map_or_else(|| error.to_string(), |cause| cause.to_string());
+            StoreError::CannotOpen { path: path.to_owned(), cause, denied }
+        }
+    };
+    let open = || -> Result<Connection, OpenError> {
+        // Not READ_ONLY: SQLite does not even load CHECK constraints then, and its integrity check would pass over them.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut db = Connection::open_with_flags(path, flags)?;
+        db.busy_handler(Some(wait_for_lock))?;
+        db.pragma_update(None, "query_only", true)?;
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        let snapshot = db.transaction()?;
+        let found = check_version(&snapshot, path)?;
+        snapshot.commit()?;
+        if found < VERSION {
+            let path = path.to_owned();
+            return Err(OpenError::Refused(StoreError::Older { path, found, known: VERSION }));
+        }
+        Ok(db)
+    };
+    open().map_err(refused)
+}
+
+/// A database in memory with nothing but the newest schema.
+pub(super) fn in_memory() -> rusqlite::Result<Connection> {
+    let db = Connection::open_in_memory()?;
+    for migration in MIGRATIONS {
+        db.execute_batch(migration)?;
+    }
     Ok(db)
 }
 

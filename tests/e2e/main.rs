@@ -4,6 +4,7 @@
 #![allow(unreachable_pub, reason = "the support module is for all the others")]
 
 mod api;
+mod audit;
 mod browser;
 mod commands;
 mod configuration;

@@ -38,6 +38,15 @@ pub(in crate::cli) struct Settle {
 }
 
 #[derive(clap::Args)]
+pub(in crate::cli) struct Acknowledge {
+    #[command(flatten)]
+    decision: Decision,
+    /// The gateway's number of one payment; by default all but the one that settled the order
+    #[arg(long, value_name = "NO", value_parser = parse_trade_no)]
+    trade_no: Option<String>,
+}
+
+#[derive(clap::Args)]
 pub(in crate::cli) struct Refund {
     #[command(flatten)]
     decision: Decision,
@@ -63,6 +72,19 @@ pub(super) async fn settle(arguments: Settle, config: &Config) -> anyhow::Result
     let order = store.settle_by_hand(arguments.decision.by_hand(), arguments.trade_no).await?;
     store.close().await?;
     show(&order, arguments.decision.json)
+}
+
+pub(super) async fn acknowledge(arguments: Acknowledge, config: &Config) -> anyhow::Result<Exit> {
+    let store = open(config).await?;
+    let trades = store.acknowledge(arguments.decision.by_hand(), arguments.trade_no).await?;
+    store.close().await?;
+    let order_no = &arguments.decision.order_no;
+    if arguments.decision.json {
+        output::json(&json!({ "order_no": order_no, "trade_nos": trades }))?;
+    } else {
+        output::line(&t!("cli.acknowledged", order = order_no, trades = trades.join(", ")))?;
+    }
+    Ok(Exit::Done)
 }
 
 pub(super) async fn cancel(decision: Decision, config: &Config) -> anyhow::Result<Exit> {

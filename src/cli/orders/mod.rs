@@ -45,6 +45,8 @@ pub(super) enum Command {
     Settle(decide::Settle),
     /// Call an unpaid order off, or one in review
     Cancel(decide::Decision),
+    /// Note that you have taken care of an order that was paid twice
+    Acknowledge(decide::Acknowledge),
     /// Give a paid order's money back, and take its credits back
     Refund(decide::Refund),
 }
@@ -68,6 +70,7 @@ pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exi
         }
         Command::Settle(arguments) => decide::settle(arguments, config).await,
         Command::Cancel(decision) => decide::cancel(decision, config).await,
+        Command::Acknowledge(arguments) => decide::acknowledge(arguments, config).await,
         Command::Refund(arguments) => decide::refund_order(arguments, config).await,
     }
 }
