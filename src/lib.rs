@@ -30,7 +30,6 @@ mod money;
 mod named;
 mod order;
 mod outbox;
-#[allow(dead_code, reason = "nothing asks others yet")]
 mod outgoing;
 mod reconcile;
 mod refund;

@@ -4,10 +4,7 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::config::DatabaseUrl;
-use crate::money::Amount;
-use crate::order::{NewOrder, SettledBy};
-use crate::settlement::{Claim, LatePolicy, Policy};
-use crate::store::{DeliveryFilter, DeliveryState, Receipt, Settle};
+use crate::store::{DeliveryFilter, DeliveryState, fixtures};
 
 /// Does what it is told to, one verdict after the other, and then delivers.
 struct Scripted {
@@ -59,32 +56,8 @@ impl Fixture {
     }
 
     async fn pay(&self, order_no: &str, paid_at: Timestamp) {
-        let amount = Amount::from_fen(3600).unwrap();
-        let order = NewOrder {
-            order_no: order_no.parse().unwrap(),
-            merchant: "1002".into(),
-            telegram_id: 1001,
-            package: None,
-            name: "x".into(),
-            payment_type: "alipay".into(),
-            amount,
-            credits: 70,
-            param: None,
-            created_at: paid_at,
-            expires_at: paid_at.plus_seconds(60),
-        };
-        self.store.create_order(order).await.unwrap();
-        let claim = Claim {
-            merchant: "1002".into(),
-            order_no: order_no.into(),
-            trade_no: format!("T{order_no}"),
-            amount,
-            paid: true,
-            param: None,
-        };
-        let receipt = Receipt { received_at: paid_at, client: None, method: "GET", payload: Vec::new() };
-        let policy = Policy { late: LatePolicy::Credit, is_proof: true };
-        self.store.settle(Settle { claim, source: SettledBy::Notify, policy, receipt }).await.unwrap();
+        self.store.create_order(fixtures::order(order_no, 1001, paid_at)).await.unwrap();
+        self.store.settle(fixtures::paid(order_no, &format!("T{order_no}"), paid_at)).await.unwrap();
     }
 
     async fn all(&self) -> Vec<Delivery> {
@@ -183,21 +156,7 @@ fn nothing_is_planned_beyond_its_time() {
     let now = Timestamp::now();
     let since = |seconds: i64| Timestamp::from_ms(now.ms() - seconds * 1000);
     let row = |tried_since| {
-        let order_no = "ORDER1".parse().unwrap();
-        let amount = Amount::from_fen(1).unwrap();
-        let terms = NewOrder {
-            order_no,
-            merchant: "1002".into(),
-            telegram_id: 1,
-            package: None,
-            name: "x".into(),
-            payment_type: "alipay".into(),
-            amount,
-            credits: 1,
-            param: None,
-            created_at: now,
-            expires_at: now,
-        };
+        let terms = fixtures::order("ORDER1", 1, now);
         let stored_status = crate::order::OrderStatus::Paid;
         let order = crate::order::Order {
             terms,

@@ -6,6 +6,8 @@
 
 mod accounts;
 mod audit;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod memory;
 mod outbox;
 mod queue;

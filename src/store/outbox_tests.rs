@@ -2,10 +2,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::config::DatabaseUrl;
-use crate::money::Amount;
-use crate::order::{NewOrder, SettledBy};
-use crate::settlement::{Claim, LatePolicy, Policy};
-use crate::store::{Receipt, Settle};
+use crate::store::fixtures;
 
 /// When orders are paid.
 const PAID: i64 = 1_700_000_000_000;
@@ -48,32 +45,8 @@ async fn open(directory: &tempfile::TempDir) -> Store {
 }
 
 async fn pay(store: &Store, order_no: &str) {
-    let amount = Amount::from_fen(3600).unwrap();
-    let order = NewOrder {
-        order_no: order_no.parse().unwrap(),
-        merchant: "1002".into(),
-        telegram_id: 1001,
-        package: None,
-        name: "VIP白银".into(),
-        payment_type: "alipay".into(),
-        amount,
-        credits: 70,
-        param: None,
-        created_at: at(-60),
-        expires_at: at(1800),
-    };
-    store.create_order(order).await.unwrap();
-    let claim = Claim {
-        merchant: "1002".into(),
-        order_no: order_no.into(),
-        trade_no: format!("T{order_no}"),
-        amount,
-        paid: true,
-        param: None,
-    };
-    let receipt = Receipt { received_at: at(0), client: None, method: "GET", payload: Vec::new() };
-    let policy = Policy { late: LatePolicy::Credit, is_proof: true };
-    store.settle(Settle { claim, source: SettledBy::Notify, policy, receipt }).await.unwrap();
+    store.create_order(fixtures::order(order_no, 1001, at(-60))).await.unwrap();
+    store.settle(fixtures::paid(order_no, &format!("T{order_no}"), at(0))).await.unwrap();
 }
 
 #[tokio::test]

@@ -3,7 +3,6 @@ use std::collections::HashSet;
 use super::*;
 use crate::money::Amount;
 use crate::order::OrderNo;
-use crate::settlement::LatePolicy;
 
 const NOW: i64 = 1_700_000_000_000;
 
@@ -36,44 +35,15 @@ fn url(directory: &tempfile::TempDir) -> DatabaseUrl {
 }
 
 fn new_order(order_no: &str, telegram_id: i64) -> NewOrder {
-    NewOrder {
-        order_no: order_no.parse().unwrap(),
-        merchant: "1002".into(),
-        telegram_id,
-        package: Some("silver".into()),
-        name: "VIP白银".into(),
-        payment_type: "alipay".into(),
-        amount: Amount::from_fen(3600).unwrap(),
-        credits: 70,
-        param: None,
-        created_at: Timestamp::from_ms(NOW),
-        expires_at: Timestamp::from_ms(NOW + 1_800_000),
-    }
+    fixtures::order(order_no, telegram_id, Timestamp::from_ms(NOW))
 }
 
 fn settle(order_no: &str, trade_no: &str) -> Settle {
-    Settle {
-        claim: Claim {
-            merchant: "1002".into(),
-            order_no: order_no.into(),
-            trade_no: trade_no.into(),
-            amount: Amount::from_fen(3600).unwrap(),
-            paid: true,
-            param: None,
-        },
-        source: SettledBy::Notify,
-        policy: Policy { late: LatePolicy::Credit, is_proof: true },
-        receipt: receipt(),
-    }
+    fixtures::paid(order_no, trade_no, Timestamp::from_ms(NOW + 1000))
 }
 
 fn receipt() -> Receipt {
-    Receipt {
-        received_at: Timestamp::from_ms(NOW + 1000),
-        client: Some("203.0.113.7".parse().unwrap()),
-        method: "GET",
-        payload: b"a=1&b=%FF".to_vec(),
-    }
+    fixtures::receipt(Timestamp::from_ms(NOW + 1000))
 }
 
 #[tokio::test]

@@ -4,10 +4,8 @@ use rusqlite::Connection;
 
 use super::*;
 use crate::clock::Timestamp;
-use crate::money::Amount;
-use crate::order::{NewOrder, SettledBy};
-use crate::settlement::{Claim, LatePolicy, Outcome, Policy};
-use crate::store::{ByHand, Receipt, Settle};
+use crate::settlement::Outcome;
+use crate::store::{ByHand, Settle, fixtures};
 
 const NOW: i64 = 1_700_000_000_000;
 
@@ -20,36 +18,8 @@ fn at() -> Timestamp {
     Timestamp::from_ms(NOW)
 }
 
-fn new_order(order_no: &str, telegram_id: i64) -> NewOrder {
-    NewOrder {
-        order_no: order_no.parse().unwrap(),
-        merchant: "1002".into(),
-        telegram_id,
-        package: None,
-        name: "70".into(),
-        payment_type: "alipay".into(),
-        amount: Amount::from_fen(3600).unwrap(),
-        credits: 70,
-        param: None,
-        created_at: at(),
-        expires_at: Timestamp::from_ms(NOW + 1_800_000),
-    }
-}
-
 fn paid(order_no: &str, trade_no: &str) -> Settle {
-    Settle {
-        claim: Claim {
-            merchant: "1002".into(),
-            order_no: order_no.into(),
-            trade_no: trade_no.into(),
-            amount: Amount::from_fen(3600).unwrap(),
-            paid: true,
-            param: None,
-        },
-        source: SettledBy::Notify,
-        policy: Policy { late: LatePolicy::Credit, is_proof: true },
-        receipt: Receipt { received_at: at(), client: None, method: "GET", payload: b"a=b".to_vec() },
-    }
+    fixtures::paid(order_no, trade_no, at())
 }
 
 fn by_hand(order_no: &str) -> ByHand {
@@ -61,7 +31,7 @@ impl Books {
         let books = Self { directory: tempfile::tempdir().unwrap() };
         let store = Store::open(&books.url()).await.unwrap();
         for (order_no, user) in [("PAID1", 7), ("PAID2", 7), ("REFUNDED3", 8), ("PENDING4", 8), ("BYHAND5", 8)] {
-            store.create_order(new_order(order_no, user)).await.unwrap();
+            store.create_order(fixtures::order(order_no, user, at())).await.unwrap();
         }
         for (order_no, trade_no) in [("PAID1", "T1"), ("PAID2", "T2"), ("REFUNDED3", "T3"), ("PAID1", "T1")] {
             store.settle(paid(order_no, trade_no)).await.unwrap();

@@ -1,0 +1,51 @@
+//! An order and its payment, for the tests of whatever uses the store.
+
+use super::{Receipt, Settle};
+use crate::clock::Timestamp;
+use crate::money::Amount;
+use crate::order::{NewOrder, SettledBy};
+use crate::settlement::{Claim, LatePolicy, Policy};
+
+/// 36.00 yuan for 70 credits, for half an hour from `created_at`.
+pub(crate) fn order(order_no: &str, telegram_id: i64, created_at: Timestamp) -> NewOrder {
+    NewOrder {
+        order_no: order_no.parse().unwrap(),
+        merchant: "1002".into(),
+        telegram_id,
+        package: Some("silver".into()),
+        name: "VIP白银".into(),
+        payment_type: "alipay".into(),
+        amount: Amount::from_fen(3600).unwrap(),
+        credits: 70,
+        param: None,
+        created_at,
+        expires_at: created_at.plus_seconds(1800),
+    }
+}
+
+/// The merchant's gateway proves that the order is paid by `trade_no`, in a notification that arrives at `at`.
+pub(crate) fn paid(order_no: &str, trade_no: &str, at: Timestamp) -> Settle {
+    Settle {
+        claim: Claim {
+            merchant: "1002".into(),
+            order_no: order_no.into(),
+            trade_no: trade_no.into(),
+            amount: Amount::from_fen(3600).unwrap(),
+            paid: true,
+            param: None,
+        },
+        source: SettledBy::Notify,
+        policy: Policy { late: LatePolicy::Credit, is_proof: true },
+        receipt: receipt(at),
+    }
+}
+
+/// A notification as it arrived at `at`.
+pub(crate) fn receipt(at: Timestamp) -> Receipt {
+    Receipt {
+        received_at: at,
+        client: Some("203.0.113.7".parse().unwrap()),
+        method: "GET",
+        payload: b"a=1&b=%FF".to_vec(),
+    }
+}
