@@ -8,6 +8,7 @@ mod demo;
 mod events;
 mod failure;
 mod gateway;
+mod generate;
 mod help;
 mod logs;
 mod messages;
@@ -87,6 +88,10 @@ enum Command {
     Gateway(gateway::Command),
     /// Try everything in a sandbox: service, order, callback, duplicate, forgery, credits
     Demo(demo::Arguments),
+    /// Print what a shell needs to complete commands
+    Completions(generate::Completions),
+    /// Print the manual page
+    Man(generate::Man),
 }
 
 /// Runs the command that the process was started with.
@@ -101,7 +106,7 @@ pub fn main() -> ExitCode {
     let command = help::in_language(Arguments::command(), language);
     let arguments = command.get_matches();
     let arguments = Arguments::from_arg_matches(&arguments).unwrap_or_else(|error| error.exit());
-    match run(arguments, &document) {
+    match run(arguments, &document, language) {
         Ok(exit) => exit.into(),
         Err(error) => failure::report(&error).into(),
     }
@@ -121,7 +126,7 @@ fn configuration_argument() -> Option<PathBuf> {
     named
 }
 
-fn run(arguments: Arguments, document: &Result<Document, ConfigError>) -> anyhow::Result<Exit> {
+fn run(arguments: Arguments, document: &Result<Document, ConfigError>, language: Language) -> anyhow::Result<Exit> {
     let file = arguments.config;
     let document = || document.as_ref().map_err(Clone::clone);
     let loaded = || document()?.load(&process_environment);
@@ -145,6 +150,8 @@ fn run(arguments: Arguments, document: &Result<Document, ConfigError>) -> anyhow
         Command::Logs(arguments) => logs::run(&arguments, &essentials()?.log_file),
         Command::Gateway(command) => in_runtime(gateway::run(command, loaded)),
         Command::Demo(arguments) => in_runtime(demo::run(arguments)),
+        Command::Completions(arguments) => generate::completions(&arguments, language),
+        Command::Man(arguments) => generate::man(&arguments, language),
     }
 }
 

@@ -28,6 +28,12 @@ pub(super) fn line(text: &str) -> anyhow::Result<()> {
     writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(failed)
 }
 
+/// Prints bytes as they are.
+pub(super) fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(failed)
+}
+
 /// What a failed write to standard output means.
 pub(super) fn failed(error: io::Error) -> anyhow::Error {
     match error.kind() {

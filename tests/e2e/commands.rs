@@ -270,3 +270,35 @@ fn the_demo_needs_nothing_and_leaves_nothing() {
         assert_eq!(std::fs::read_dir(sandbox.directory()).unwrap().count(), 1, "only the directory made above");
     }
 }
+
+#[test]
+fn every_shell_gets_completions_and_every_command_a_page_of_the_manual() {
+    let sandbox = Sandbox::new();
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let script = sandbox.run(&["completions", shell]);
+        assert_eq!(script.code, 0, "{script:?}");
+        assert!(script.stdout.contains("reconcile"), "{shell}");
+    }
+    assert_eq!(sandbox.run(&["completions", "cmd.exe"]).code, 2);
+
+    let page = sandbox.run(&["man"]);
+    assert!(page.code == 0 && page.stdout.contains(".TH webhookctl 1"), "{page:?}");
+    assert_eq!(sandbox.run(&["man", "--directory", "share/man1"]).code, 0);
+    for name in ["webhookctl.1", "webhookctl-orders-create.1", "webhookctl-audit.1"] {
+        assert!(sandbox.path("share/man1").join(name).is_file(), "{name}");
+    }
+    std::fs::write(sandbox.path("file"), "").unwrap();
+    let refused = sandbox.run(&["man", "--directory", "file"]);
+    assert!(refused.code == 1 && refused.stderr.contains("file"), "{refused:?}");
+}
+
+#[test]
+fn completions_work_in_a_real_shell() {
+    let Some(bash) = find_program("bash", "bash") else { return };
+    let sandbox = Sandbox::new();
+    std::fs::write(sandbox.path("complete.sh"), sandbox.run(&["completions", "bash"]).stdout).unwrap();
+    let script = "source ./complete.sh && COMP_WORDS=(webhookctl rec) COMP_CWORD=1 && \
+                  _webhookctl webhookctl rec webhookctl && echo \"${COMPREPLY[@]}\"";
+    let completed = Outcome::of(sandbox.command_of(bash.to_str().unwrap()).args(["-c", script]).output().unwrap());
+    assert_eq!(completed.stdout.trim(), "reconcile", "{completed:?}");
+}
