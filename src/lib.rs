@@ -22,6 +22,7 @@ mod checkout;
 mod clock;
 mod config;
 mod epay;
+mod explain;
 mod gateways;
 mod language;
 mod logging;

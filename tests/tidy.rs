@@ -30,6 +30,7 @@ const ORDER: &[&str] = &[
     "checkout",
     "refund",
     "reconcile",
+    "explain",
     "server",
     "api",
     "service",
@@ -170,7 +171,20 @@ fn every_text_is_there_and_every_text_is_used() {
         assert!(known.contains(key), "{key} is in no catalogue");
     }
     // These are looked up by the name of what they stand for.
-    let by_name = ["order.", "status.", "user.", "message.", "notice.", "delivery.", "audit.", "fault."];
+    let by_name = [
+        "order.",
+        "status.",
+        "user.",
+        "message.",
+        "notice.",
+        "delivery.",
+        "audit.",
+        "fault.",
+        "outcome.",
+        "diagnosis.",
+        "explain.",
+        "verdict.",
+    ];
     for key in &known {
         let is_used = source.contains(&format!("\"{key}\"")) || by_name.iter().any(|group| key.starts_with(group));
         assert!(is_used, "{key} is used nowhere");

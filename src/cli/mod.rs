@@ -6,6 +6,7 @@ mod config;
 mod deliveries;
 mod demo;
 mod events;
+mod explain;
 mod failure;
 mod gateway;
 mod generate;
@@ -73,6 +74,8 @@ enum Command {
     Reconcile(reconcile::Arguments),
     /// Prove the books: every settled order, every credit, every balance
     Audit(audit::Arguments),
+    /// Tell the whole story of an order or a payment, and what it comes to
+    Explain(explain::Arguments),
     /// Look at messages to buyers, and send them again
     #[command(subcommand)]
     Messages(messages::Command),
@@ -144,6 +147,7 @@ fn run(arguments: Arguments, document: &Result<Document, ConfigError>, language:
         Command::Users(command) => in_runtime(users::run(command, &loaded()?.config)),
         Command::Reconcile(arguments) => in_runtime(reconcile::run(arguments, &loaded()?.config)),
         Command::Audit(arguments) => in_runtime(audit::run(arguments, &loaded()?.config)),
+        Command::Explain(arguments) => in_runtime(explain::run(arguments, &loaded()?.config)),
         Command::Messages(command) => in_runtime(messages::run(command, &loaded()?.config)),
         Command::Events(command) => in_runtime(events::run(command, &loaded()?.config)),
         Command::Trigger(arguments) => in_runtime(trigger::run(arguments, &loaded()?.config)),

@@ -20,7 +20,7 @@ use ipnet::IpNet;
 use rust_i18n::t;
 use serde::Serialize;
 
-use crate::epay::Credentials;
+use crate::epay::{self, Credentials, Diagnosis};
 use crate::language::Language;
 use crate::money::Amount;
 use crate::named::named_enum;
@@ -268,6 +268,22 @@ impl Config {
     /// The merchant of this `pid`.
     pub fn merchant(&self, pid: &str) -> Option<&Merchant> {
         self.merchants.iter().find(|merchant| merchant.pid == pid)
+    }
+
+    /// In which known wrong way a notification is signed that names `pid` and does not verify: for a person to read.
+    pub(crate) fn diagnose(&self, pid: &str, payload: &[u8]) -> Option<Diagnosis> {
+        let keys_of = |merchant: &'_ Merchant| match &merchant.credentials {
+            Credentials::V1 { key, key_previous } => [Some(key.clone()), key_previous.clone()],
+            Credentials::V2 { .. } => [None, None],
+        };
+        let others: Vec<_> = self
+            .merchants
+            .iter()
+            .filter(|merchant| merchant.pid != pid)
+            .flat_map(|merchant| keys_of(merchant).into_iter().flatten().map(|key| (merchant.pid.as_str(), key)))
+            .collect();
+        let others = others.iter().map(|(pid, key)| (*pid, key));
+        epay::diagnose(payload, &self.merchant(pid)?.credentials, others)
     }
 
     /// The package of this id.

@@ -6,6 +6,7 @@
 
 mod callback;
 pub(crate) mod client;
+mod diagnosis;
 mod form;
 mod notification;
 mod rsa;
@@ -13,6 +14,7 @@ mod sign;
 mod text;
 
 pub(crate) use callback::{CallbackFields, SignedCallback};
+pub(crate) use diagnosis::{Diagnosis, WrongWay, diagnose, readable};
 #[cfg(test)]
 pub(crate) use form::Field;
 pub(crate) use form::{Form, decode_pairs, encode, glimpse};

@@ -52,7 +52,7 @@ pub(crate) fn sign_md5(form: &Form, key: &Secret) -> String {
     format!("{:032x}", u128::from_be_bytes(digest(form, key, BlankValues::Signed)))
 }
 
-fn decode_hex(hex: &str) -> Option<[u8; 16]> {
+pub(super) fn decode_hex(hex: &str) -> Option<[u8; 16]> {
     let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
     let hex: &[u8; 32] = hex.as_bytes().try_into().ok()?;
     let mut bytes = [0; 16];

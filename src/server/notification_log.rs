@@ -97,14 +97,15 @@ impl NotificationLog {
         }
     }
 
-    /// A notification that proved nothing.
-    pub(super) fn rejection(&self, refused: &Refused, client: IpAddr) {
+    /// A notification that proved nothing; why it did not is only looked into where it is told.
+    pub(super) fn rejection(&self, refused: &Refused, client: IpAddr, diagnose: impl FnOnce() -> Option<String>) {
         if self.has_room_for(refused.outcome) {
             let what = format!("{} {}", refused.outcome, refused.reason);
             let [pid, order, _] = &refused.claimed;
             let [pid, order] = [pid, order].map(|field| field.as_deref().unwrap_or("?"));
             let sender = t!("log.sender", pid = pid, client = client);
-            log::warn!(target: TARGET, "{}", t!("log.rejected", what = what.trim_end(), order = order, rest = sender));
+            let rest = diagnose().map_or_else(|| sender.to_string(), |diagnosis| format!("{sender}: {diagnosis}"));
+            log::warn!(target: TARGET, "{}", t!("log.rejected", what = what.trim_end(), order = order, rest = rest));
         }
     }
 

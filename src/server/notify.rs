@@ -19,6 +19,7 @@ use crate::clock::Timestamp;
 use crate::config::{Current, Merchant, Proof};
 use crate::epay::client::Verdict;
 use crate::epay::{self, Notification, Unverified, VerifyError};
+use crate::explain::diagnosis_text;
 use crate::gateways::Gateways;
 use crate::order::{OrderStatus, SettledBy};
 use crate::settlement::{Claim, Outcome, Policy};
@@ -161,13 +162,19 @@ impl Notify {
     }
 
     fn reject(&self, refused: Refused, mut receipt: Receipt, client: IpAddr) -> Outcome {
-        self.log.rejection(&refused, client);
+        self.log.rejection(&refused, client, || self.diagnosis(&refused, &receipt.payload));
         let Refused { outcome, reason, claimed } = refused;
         let payload_bytes = receipt.payload.len();
         receipt.payload.truncate(REJECTED_PAYLOAD_BYTES_MAX);
         receipt.payload.shrink_to_fit();
         self.store.reject(Rejection { outcome, reason: reason.into(), claimed, receipt, payload_bytes });
         outcome
+    }
+
+    /// In which known wrong way it is signed, for whoever reads the log.
+    fn diagnosis(&self, refused: &Refused, payload: &[u8]) -> Option<String> {
+        let pid = refused.claimed[0].as_deref().filter(|_| refused.outcome == Outcome::BadSignature)?;
+        self.config.load().diagnose(pid, payload).map(|diagnosis| diagnosis_text(&diagnosis))
     }
 
     /// Waits until the last records are written; the store is closed by then, and has answered all that it was asked.

@@ -15,6 +15,7 @@ mod read;
 mod reconciliation;
 mod refunds;
 mod schema;
+mod story;
 mod write;
 mod writer;
 
@@ -44,6 +45,7 @@ pub(crate) use outbox::{Attempt, Channel, Delivery, DeliveryFilter, DeliveryStat
 use queue::{PushError, Queue};
 pub(crate) use reconciliation::{Answered, Cause, Question};
 pub(crate) use refunds::{ByHand, Refund, RefundState};
+pub(crate) use story::{KeptAnswer, KeptReceipt, Story};
 use writer::Job;
 
 /// How many jobs wait for the writer before more are refused.

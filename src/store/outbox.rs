@@ -282,7 +282,7 @@ fn give_up_older(
     Ok(changed)
 }
 
-fn deliveries(
+pub(super) fn deliveries(
     db: &Connection,
     channel: Channel,
     filter: &DeliveryFilter,

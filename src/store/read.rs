@@ -119,20 +119,30 @@ pub(super) fn user(db: &Connection, telegram_id: i64) -> rusqlite::Result<Option
     .optional()
 }
 
+const LEDGER: &str = "SELECT ledger.created_at_ms, ledger.credits, kind, order_no, reason \
+                      FROM ledger LEFT JOIN orders ON orders.id = ledger.order_id";
+
 pub(super) fn ledger(db: &Connection, telegram_id: i64, limit: u32) -> rusqlite::Result<Vec<LedgerEntry>> {
-    db.prepare_cached(
-        "SELECT ledger.created_at_ms, ledger.credits, kind, order_no, reason
-         FROM ledger LEFT JOIN orders ON orders.id = ledger.order_id
-         WHERE ledger.telegram_id = :telegram_id ORDER BY ledger.id DESC LIMIT :limit",
-    )?
-    .query_map(named_params! { ":telegram_id": telegram_id, ":limit": limit }, |row| {
-        Ok(LedgerEntry {
-            created_at: Timestamp::from_ms(row.get(0)?),
-            credits: row.get(1)?,
-            kind: row.get(2)?,
-            order_no: row.get(3)?,
-            reason: row.get(4)?,
-        })
-    })?
+    db.prepare_cached(&format!(
+        "{LEDGER} WHERE ledger.telegram_id = :telegram_id ORDER BY ledger.id DESC LIMIT :limit"
+    ))?
+    .query_map(named_params! { ":telegram_id": telegram_id, ":limit": limit }, ledger_entry_of)?
     .collect()
+}
+
+/// What an order did to its buyer's balance, in the order in which it did it.
+pub(super) fn ledger_of_order(db: &Connection, order_id: i64) -> rusqlite::Result<Vec<LedgerEntry>> {
+    db.prepare_cached(&format!("{LEDGER} WHERE ledger.order_id = ? ORDER BY ledger.id"))?
+        .query_map([order_id], ledger_entry_of)?
+        .collect()
+}
+
+fn ledger_entry_of(row: &Row) -> rusqlite::Result<LedgerEntry> {
+    Ok(LedgerEntry {
+        created_at: Timestamp::from_ms(row.get(0)?),
+        credits: row.get(1)?,
+        kind: row.get(2)?,
+        order_no: row.get(3)?,
+        reason: row.get(4)?,
+    })
 }

@@ -124,7 +124,7 @@ fn order_of(db: &Connection, order_no: &str) -> Result<(i64, Order), StoreError>
     read::order_with_id(db, order_no)?.ok_or_else(|| StoreError::NoSuchOrder(order_no.to_owned()))
 }
 
-fn refund(db: &Connection, order_no: &str) -> rusqlite::Result<Option<Refund>> {
+pub(super) fn refund(db: &Connection, order_no: &str) -> rusqlite::Result<Option<Refund>> {
     db.prepare_cached(
         "SELECT state, reason, answer, requested_at_ms FROM refunds
          WHERE order_id = (SELECT id FROM orders WHERE order_no = ?)",

@@ -11,6 +11,7 @@ mod configuration;
 mod crash;
 mod deployment;
 mod events;
+mod explain;
 mod gateway;
 mod http;
 mod lifecycle;
