@@ -58,7 +58,13 @@ pub(crate) enum Answer {
     /// The configuration is in force, but for these keys: they take a restart.
     Reloaded { after_restart: Vec<String> },
     /// The listener and the pid file's lock come with this.
-    HandedOver { listen: SocketAddr, seat: String, merchants: usize },
+    HandedOver {
+        listen: SocketAddr,
+        seat: String,
+        /// Whether systemd keeps the listener, whatever becomes of the service.
+        is_systemds: bool,
+        merchants: usize,
+    },
     /// Another process is the service now: ask again whoever the pid file tells of.
     HasLeft,
     /// It cannot do that: why, and what the command exits with.

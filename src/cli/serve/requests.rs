@@ -79,7 +79,8 @@ async fn hand_over(host: &Host, mut stream: BufReader<UnixStream>) -> io::Result
     log::info!("{}", t!("log.handing_over"));
     host.shares_database(true);
     let (listen, seat) = host.seat().name();
-    let answer = Answer::HandedOver { listen, seat, merchants: host.merchants() };
+    let is_systemds = host.seat().is_systemds();
+    let answer = Answer::HandedOver { listen, seat, is_systemds, merchants: host.merchants() };
     let send = || send_with(stream.get_ref(), &answer, descriptors.each_ref().map(AsFd::as_fd));
     let is_sent = stream.get_ref().async_io(Interest::WRITABLE, send).await.is_ok();
     drop(descriptors);

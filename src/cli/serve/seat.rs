@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use rust_i18n::t;
+use socket2::{SockFilter, SockRef};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -50,6 +51,8 @@ struct Held {
     socket: Option<TcpListener>,
     /// Whether another process has both, too.
     is_shared: bool,
+    /// Whether the socket outlives this service, as one of systemd's does.
+    is_systemds: bool,
 }
 
 /// A seat with what comes with it.
@@ -74,10 +77,9 @@ impl Seat {
             return Err(Already(t!("manager.other_start_failed").into()).into());
         }
         // Before the lock's failure is told: if the port is taken as well, that says more.
-        let socket = match systemd::listener().with_context(|| t!("log.bad_activation").into_owned())? {
-            Some(listener) => Socket::Listening(listener),
-            None => Socket::bind(config.listen)?,
-        };
+        let given = systemd::listener().with_context(|| t!("log.bad_activation").into_owned())?;
+        let is_systemds = given.is_some();
+        let socket = given.map_or_else(|| Socket::bind(config.listen), |listener| Ok(Socket::Listening(listener)))?;
         let lock = match locked {
             Ok(lock) => lock,
             Err(LockError::Held) => return Err(already(config)),
@@ -85,7 +87,8 @@ impl Seat {
                 return Err(error).with_context(|| t!("log.pid_file_failed", path = path.display()).into_owned());
             }
         };
-        Self::sit(config, control::random_name()?, lock, socket.listen(config.listen)?, None)
+        let socket = Some(socket.listen(config.listen)?);
+        Self::sit(config, control::random_name()?, Held { lock, socket, is_shared: false, is_systemds }, None)
     }
 
     /// Asks the service that runs to share it. That one goes on as if nothing had happened unless it is dismissed.
@@ -114,8 +117,8 @@ impl Seat {
                 }
             }
         };
-        let (listen, id, merchants) = match answer {
-            Answer::HandedOver { listen, seat, merchants } => (listen, seat, merchants),
+        let (listen, id, is_systemds, merchants) = match answer {
+            Answer::HandedOver { listen, seat, is_systemds, merchants } => (listen, seat, is_systemds, merchants),
             Answer::Refused { cause, exit } => return Err(NotStarted { exit, cause, log: Vec::new() }.into()),
             other => bail!("{other:?}"),
         };
@@ -134,19 +137,16 @@ impl Seat {
         let stream = service.into_stream();
         stream.set_nonblocking(true)?;
         let predecessor = Predecessor { stream: UnixStream::from_std(stream)?, process, took_listener };
-        Self::sit(config, id, PidFile::inherit(lock), socket, Some(predecessor))
+        let is_systemds = is_systemds && took_listener;
+        let held = Held { lock: PidFile::inherit(lock), socket: Some(socket), is_shared: true, is_systemds };
+        Self::sit(config, id, held, Some(predecessor))
     }
 
-    fn sit(
-        config: &Config,
-        id: String,
-        lock: PidFile,
-        socket: TcpListener,
-        predecessor: Option<Predecessor>,
-    ) -> anyhow::Result<Taken> {
+    fn sit(config: &Config, id: String, held: Held, predecessor: Option<Predecessor>) -> anyhow::Result<Taken> {
         let control = control::listen().inspect_err(|error| log::warn!("{}", t!("log.no_control", error = error)));
         let (control, name) = control.ok().unzip();
         let control = control.map(UnixListener::from_std).transpose()?;
+        let socket = held.socket.as_ref().context("no listener")?;
         socket.set_nonblocking(true)?;
         let mut seat = Self {
             listen: socket.local_addr()?,
@@ -154,7 +154,7 @@ impl Seat {
             id,
             control: name,
             unit: systemd::unit(),
-            held: Some(Held { lock, socket: Some(socket), is_shared: predecessor.is_some() }),
+            held: Some(held),
         };
         if predecessor.is_none() {
             seat.sign(None)?;
@@ -188,6 +188,10 @@ impl Seat {
         (self.listen, self.id.clone())
     }
 
+    pub(super) fn is_systemds(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| held.is_systemds)
+    }
+
     /// Another handle on the listener.
     pub(super) fn listener(&self) -> io::Result<TcpListener> {
         self.held.as_ref().and_then(|held| held.socket.as_ref()).ok_or(io::ErrorKind::NotConnected)?.try_clone()
@@ -195,7 +199,7 @@ impl Seat {
 
     /// Shares it with a process that wants to take over; `None` where another one does already.
     pub(super) fn share(&mut self) -> io::Result<Option<[OwnedFd; 2]>> {
-        let Some(Held { lock, socket: Some(socket), is_shared }) = &mut self.held else { return Ok(None) };
+        let Some(Held { lock, socket: Some(socket), is_shared, .. }) = &mut self.held else { return Ok(None) };
         if *is_shared {
             return Ok(None);
         }
@@ -218,8 +222,12 @@ impl Seat {
 
     /// Lets nobody in any more but those who are in the server's own queue.
     pub(super) fn close(&mut self) {
-        if let Some(held) = &mut self.held {
-            held.socket = None;
+        let Some(held) = &mut self.held else { return };
+        let socket = held.socket.take();
+        if let Some(socket) = socket.filter(|_| !held.is_shared && !held.is_systemds)
+            && let Err(error) = seal(&socket)
+        {
+            log::debug!("{error}");
         }
     }
 
@@ -290,6 +298,14 @@ impl Socket {
             }
         }
     }
+}
+
+/// Makes the system ignore whoever connects from now on, so that the queue comes to an end before the socket does: closing it
+/// resets whoever is in there. Who was ignored tries again a second later, and is refused or finds the next service.
+fn seal(socket: &TcpListener) -> io::Result<()> {
+    // `BPF_RET | BPF_K`: of every packet, keep nothing. Connections that exist already have been given their own filters: none.
+    const KEEP_NOTHING: SockFilter = SockFilter::new(6, 0, 0, 0);
+    SockRef::from(socket).attach_filter(&[KEEP_NOTHING])
 }
 
 fn bind_failed(address: SocketAddr) -> String {
