@@ -10,6 +10,7 @@ mod commands;
 mod configuration;
 mod crash;
 mod deployment;
+mod durability;
 mod events;
 mod explain;
 mod gateway;
