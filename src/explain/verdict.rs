@@ -199,3 +199,6 @@ fn unpaid(story: &Story, order: &Order, diagnoses: &[Option<Diagnosis>], config:
         (_, None) => VerdictCode::NobodyToAsk,
     }
 }
+
+#[cfg(test)]
+mod tests;
