@@ -28,3 +28,4 @@ mod simulator;
 mod stand_in;
 mod support;
 mod systemd;
+mod trouble;
