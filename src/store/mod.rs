@@ -10,10 +10,13 @@ mod audit;
 pub(crate) mod fixtures;
 mod memory;
 mod outbox;
+mod place;
 mod queue;
 mod read;
+mod readers;
 mod reconciliation;
 mod refunds;
+mod restore;
 mod schema;
 mod story;
 mod write;
@@ -30,7 +33,7 @@ use std::thread::JoinHandle;
 use rusqlite::Connection;
 use rust_i18n::t;
 use serde::Serialize;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use crate::clock::Timestamp;
 use crate::config::DatabaseUrl;
@@ -43,15 +46,15 @@ pub(crate) use audit::{Audit, Finding as AuditFinding};
 pub(crate) use memory::Trouble;
 pub(crate) use outbox::{Attempt, Channel, Delivery, DeliveryFilter, DeliveryState, News};
 use queue::{PushError, Queue};
+use readers::Readers;
 pub(crate) use reconciliation::{Answered, Cause, Question};
 pub(crate) use refunds::{ByHand, Refund, RefundState};
+use restore::Database;
 pub(crate) use story::{KeptAnswer, KeptReceipt, Story};
 use writer::Job;
 
 /// How many jobs wait for the writer before more are refused.
 const QUEUE_MAX: usize = 2048;
-/// How many connections read at the same time.
-const READERS_MAX: usize = 4;
 
 /// Why the store did not do what it was asked for. What failed has changed nothing.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -318,7 +321,7 @@ struct Shared {
     queue: Arc<Queue>,
     writer: Mutex<Option<JoinHandle<()>>>,
     writer_alive: watch::Receiver<()>,
-    readers: Readers,
+    readers: Arc<Readers>,
     /// Whether the outbox is for the bot as well.
     tells_bot: AtomicBool,
     outbox_growth: watch::Sender<()>,
@@ -342,16 +345,16 @@ impl Store {
     }
 
     fn open_file(path: &Path, queue_max: usize) -> Result<Self, StoreError> {
-        let connection = schema::open(path)?;
+        let (connection, place) = schema::open(path)?;
+        let readers = Arc::new(Readers::new(place.clone()));
+        let database = Database::new(connection, place, Arc::clone(&readers));
         let queue = Arc::new(Queue::new(queue_max));
         let (alive, writer_alive) = watch::channel(());
         let thread = std::thread::Builder::new().name("store-writer".into());
         let writer_queue = Arc::clone(&queue);
         let writer = thread
-            .spawn(move || writer::run(connection, &writer_queue, alive))
+            .spawn(move || writer::run(database, &writer_queue, alive))
             .map_err(|error| StoreError::Failed(error.to_string().into()))?;
-        let readers =
-            Readers { path: path.to_owned(), idle: Mutex::default(), permits: Arc::new(Semaphore::new(READERS_MAX)) };
         let shared = Shared {
             queue,
             writer: Mutex::new(Some(writer)),
@@ -476,10 +479,7 @@ impl Store {
         blocking(move || {
             // Held by the query and not by whoever waits for it, who may have given up.
             let _permit = permit;
-            let connection = shared.readers.take()?;
-            let result = query(&connection)?;
-            lock(&shared.readers.idle).push(connection);
-            Ok(result)
+            shared.readers.read(query)
         })
         .await
     }
@@ -488,22 +488,6 @@ impl Store {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.queue.close();
-    }
-}
-
-/// Connections for reading, opened when they are first needed.
-struct Readers {
-    path: PathBuf,
-    idle: Mutex<Vec<Connection>>,
-    permits: Arc<Semaphore>,
-}
-
-impl Readers {
-    fn take(&self) -> Result<Connection, StoreError> {
-        match lock(&self.idle).pop() {
-            Some(connection) => Ok(connection),
-            None => schema::open_reader(&self.path),
-        }
     }
 }
 

@@ -9,6 +9,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::StoreError;
+use super::place::Place;
 
 /// Marks a database file as ours: `whkc`.
 const APPLICATION_ID: i64 = 0x7768_6b63;
@@ -32,12 +33,21 @@ const MIGRATIONS: [&str; VERSION as usize] = [include_str!("schema.sql"), includ
 const VERSION: u32 = 2;
 
 /// Opens the database for writing, created and migrated where that is needed.
-pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
-    let cannot_open = |cause: String, denied| StoreError::CannotOpen { path: path.to_owned(), cause, denied };
+pub(super) fn open(path: &Path) -> Result<(Connection, Place), StoreError> {
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory).map_err(|error| StoreError::cannot_open(path, &error))?;
     }
-    prepare(path).map_err(|error| match error {
+    open_with(path, OpenFlags::SQLITE_OPEN_CREATE)
+}
+
+/// Opens the database for writing, which must be there.
+pub(super) fn open_existing(path: &Path) -> Result<(Connection, Place), StoreError> {
+    open_with(path, OpenFlags::empty())
+}
+
+fn open_with(path: &Path, flags: OpenFlags) -> Result<(Connection, Place), StoreError> {
+    let cannot_open = |cause: String, denied| StoreError::CannotOpen { path: path.to_owned(), cause, denied };
+    let db = prepare(path, flags).map_err(|error| match error {
         OpenError::Refused(refusal) => refusal,
         OpenError::NoWal(mode) => cannot_open(format!("journal_mode = {mode}, not wal"), false),
         OpenError::Engine(error) => {
@@ -46,7 +56,11 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
                 || cause.as_ref().is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied);
             cannot_open(cause.map_or_else(|| error.to_string(), |cause| cause.to_string()), denied)
         }
-    })
+    })?;
+    match Place::of(path) {
+        Ok(place) => Ok((db, place)),
+        Err(error) => Err(StoreError::cannot_open(path, &error)),
+    }
 }
 
 /// Why a file cannot be opened, in the system's own words: SQLite says "unable to open" for many causes.
@@ -128,8 +142,8 @@ impl From<rusqlite::Error> for OpenError {
     }
 }
 
-fn prepare(path: &Path) -> Result<Connection, OpenError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+fn prepare(path: &Path, flags: OpenFlags) -> Result<Connection, OpenError> {
+    let flags = flags | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags)?;
     db.busy_handler(Some(wait_for_lock))?;
     db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
@@ -145,6 +159,8 @@ fn prepare(path: &Path) -> Result<Connection, OpenError> {
     if version < VERSION {
         migrate(&mut db, path)?;
     }
+    // The write-ahead log and its index come with the first read.
+    db.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
     Ok(db)
 }
 

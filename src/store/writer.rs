@@ -7,12 +7,13 @@ use rust_i18n::t;
 use tokio::sync::{oneshot, watch};
 
 use super::queue::{Batch, Next, Queue};
+use super::restore::Database;
 use super::{Rejection, StoreError, write};
 
 /// How long the database is left free for another process; longer than that takes to try again.
 const ROOM: Duration = Duration::from_millis(2);
-/// How long nothing must come before the write-ahead log is copied into the database.
-const IDLE_BEFORE_CHECKPOINT: Duration = Duration::from_secs(1);
+/// How long nothing must come before the files are looked after.
+const IDLE_BEFORE_LOOK: Duration = Duration::from_secs(1);
 
 /// Something to write, and who waits for it.
 pub(super) struct Job(Box<dyn Step + Send>);
@@ -91,14 +92,13 @@ impl Drop for CloseQueue<'_> {
 }
 
 /// Writes until the queue is closed and empty. `alive` is dropped at the end, however it comes.
-pub(super) fn run(db: Connection, queue: &Queue, alive: watch::Sender<()>) {
+pub(super) fn run(database: Database, queue: &Queue, alive: watch::Sender<()>) {
     let _alive = alive;
     let _close = CloseQueue(queue);
-    let mut writer = Writer { db, doubtful: false };
+    let mut writer = Writer { database, doubtful: false };
     let mut written_since_checkpoint = false;
     loop {
-        let patience = written_since_checkpoint.then_some(IDLE_BEFORE_CHECKPOINT);
-        match queue.next(patience) {
+        match queue.next(Some(IDLE_BEFORE_LOOK)) {
             Next::Batch(batch) => {
                 writer.commit(batch);
                 written_since_checkpoint = true;
@@ -107,28 +107,27 @@ pub(super) fn run(db: Connection, queue: &Queue, alive: watch::Sender<()>) {
                 }
             }
             Next::Idle => {
-                writer.checkpoint();
-                written_since_checkpoint = false;
+                writer.look_after_files(std::mem::take(&mut written_since_checkpoint));
             }
             Next::Closed => break,
         }
     }
-    // The last connection to close copies the write-ahead log into the database and removes it.
-    if let Err((_, error)) = writer.db.close() {
-        log::warn!(target: "webhookctl::store", "{error}");
-    }
+    writer.database.close();
 }
 
 struct Writer {
-    db: Connection,
+    database: Database,
     /// The last batch met a failure: until one does not, a probe has to write something to be believed.
     doubtful: bool,
 }
 
 impl Writer {
-    /// PASSIVE never waits for readers and never makes a writer wait.
-    fn checkpoint(&self) {
-        if let Err(error) = self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+    /// Puts files right that were removed while nothing was written, and copies the write-ahead log into the database. PASSIVE never
+    /// waits for readers and never makes a writer wait.
+    fn look_after_files(&mut self, needs_checkpoint: bool) {
+        // Told in the log.
+        let Ok(db) = self.database.in_place() else { return };
+        if needs_checkpoint && let Err(error) = db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
             log::debug!(target: "webhookctl::store", "{error}");
         }
     }
@@ -136,13 +135,17 @@ impl Writer {
     fn commit(&mut self, batch: Batch) {
         let mut jobs = batch.jobs;
         let committed = self.try_commit(&mut jobs, &batch.rejections);
-        if committed.is_err() && !self.db.is_autocommit() {
+        if let Some(db) = self.database.connection()
+            && committed.is_err()
+            && !db.is_autocommit()
+        {
             // Fails only where the transaction is gone already.
-            let _ = self.db.execute_batch("ROLLBACK");
+            let _ = db.execute_batch("ROLLBACK");
         }
         self.doubtful = committed.is_err() || jobs.iter().any(|job| job.0.has_failed());
         let lost_rejections = *committed.as_ref().unwrap_or(&batch.rejections.len());
-        let committed = committed.map(drop);
+        // What others cannot find is not answered for, even if it is there when the files have been put right.
+        let committed = committed.and_then(|_| self.database.is_in_place());
         for job in jobs {
             job.0.release(&committed);
         }
@@ -152,11 +155,12 @@ impl Writer {
     }
 
     /// One transaction for the whole batch; how many rejections could not be kept. On an error nothing of it is written.
-    fn try_commit(&self, jobs: &mut [Job], rejections: &[Rejection]) -> Result<usize, StoreError> {
-        let db = &self.db;
+    fn try_commit(&mut self, jobs: &mut [Job], rejections: &[Rejection]) -> Result<usize, StoreError> {
+        let doubtful = self.doubtful;
+        let db = self.database.in_place()?;
         begin(db)?;
         for job in jobs {
-            job.0.run(db, self.doubtful);
+            job.0.run(db, doubtful);
             // A full disk and some other failures end the whole transaction, not only the savepoint.
             if db.is_autocommit() {
                 return Err(StoreError::Failed("the transaction was rolled back".into()));

@@ -29,3 +29,4 @@ mod simulator;
 mod stand_in;
 mod support;
 mod systemd;
+mod trouble;

@@ -1,0 +1,57 @@
+//! Connections for reading, opened when they are first needed, and anew when the writer has put the files right.
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
+
+use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+use tokio::sync::Semaphore;
+
+use super::place::{Place, Standing};
+use super::{StoreError, lock, restore, schema};
+
+/// How many connections read at the same time.
+const READERS_MAX: usize = 4;
+
+pub(super) struct Readers {
+    idle: Mutex<Vec<Connection>>,
+    pub(super) permits: Arc<Semaphore>,
+    /// What they read. Held by each query for as long as it takes, and by the writer while it opens the files anew: all connections of
+    /// a process to a file share what they know of it.
+    place: RwLock<Place>,
+}
+
+impl Readers {
+    pub(super) fn new(place: Place) -> Self {
+        Self { idle: Mutex::default(), permits: Arc::new(Semaphore::new(READERS_MAX)), place: RwLock::new(place) }
+    }
+
+    pub(super) fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        let place = self.place.read().unwrap_or_else(PoisonError::into_inner);
+        let idle = lock(&self.idle).pop();
+        let connection = match (idle, place.look()) {
+            (Some(connection), _) => connection,
+            (None, Standing::Same) => schema::open_reader(place.path())?,
+            // It would read another file, or make one beside ours.
+            (None, standing) => return Err(restore::refusal(&place, &standing)),
+        };
+        let result = query(&connection)?;
+        lock(&self.idle).push(connection);
+        Ok(result)
+    }
+
+    /// Closes all connections when the queries under way are done, and lets nobody read until the guard is dropped.
+    pub(super) fn stop(&self) -> RwLockWriteGuard<'_, Place> {
+        let place = self.place.write().unwrap_or_else(PoisonError::into_inner);
+        for connection in lock(&self.idle).drain(..) {
+            leave_files(&connection);
+        }
+        place
+    }
+}
+
+/// Lets go of the database without touching its write-ahead log, which may not be the one at the path any more.
+pub(super) fn leave_files(connection: &Connection) {
+    if let Err(error) = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true) {
+        log::debug!(target: "webhookctl::store", "{error}");
+    }
+}

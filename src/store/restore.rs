@@ -1,0 +1,240 @@
+//! The database that is written to: it has to be the one that others find at its path.
+//!
+//! Where its files were removed, what is still open here is all that there is, and is written back. Where another file has taken their
+//! place, somebody has to decide which one it is to be: nothing is written until then, and what is open here is kept beside it.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use rusqlite::backup::Backup;
+use rust_i18n::t;
+
+use super::place::{Identity, Place, Standing, identity, with_ending};
+use super::readers::{Readers, leave_files};
+use super::{StoreError, schema};
+use crate::clock::Timestamp;
+
+const TARGET: &str = "webhookctl::store";
+/// How long files that could not be put right are left alone.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How many pages are copied in a step.
+const COPY_PAGES: i32 = 4096;
+
+pub(super) struct Database {
+    /// `None` while the files are closed and could not be opened again; nothing is in memory alone then.
+    connection: Option<Connection>,
+    place: Place,
+    readers: Arc<Readers>,
+    trouble: Option<Trouble>,
+}
+
+/// The files are not what they should be.
+struct Trouble {
+    tried_at: Instant,
+    refusal: StoreError,
+    /// Where what was open is kept.
+    rescued: Option<PathBuf>,
+}
+
+impl Database {
+    pub(super) fn new(connection: Connection, place: Place, readers: Arc<Readers>) -> Self {
+        Self { connection: Some(connection), place, readers, trouble: None }
+    }
+
+    /// The connection, as long as what it writes to is what its path names. Puts the files right where that can be done.
+    pub(super) fn in_place(&mut self) -> Result<&Connection, StoreError> {
+        let standing = self.place.look();
+        if !matches!(standing, Standing::Same) || self.connection.is_none() {
+            self.put_right(&standing)?;
+        } else if self.trouble.take().is_some() {
+            log::warn!(target: TARGET, "{}", t!("log.place_found", path = self.place.path().display()));
+        }
+        self.connection.as_ref().ok_or(StoreError::Closed)
+    }
+
+    /// Whether what was just written can be found by others.
+    pub(super) fn is_in_place(&self) -> Result<(), StoreError> {
+        match self.place.look() {
+            Standing::Same => Ok(()),
+            standing => Err(refusal(&self.place, &standing)),
+        }
+    }
+
+    pub(super) fn connection(&self) -> Option<&Connection> {
+        self.connection.as_ref()
+    }
+
+    /// Closes it. The last connection to close copies the write-ahead log into the database and removes it: ours, and no other.
+    pub(super) fn close(mut self) {
+        // What was removed can be written back now or never.
+        if let Some(trouble) = &mut self.trouble {
+            trouble.tried_at -= RETRY_PAUSE;
+        }
+        let is_ours = self.in_place().is_ok();
+        let Some(connection) = self.connection else { return };
+        if !is_ours {
+            leave_files(&connection);
+            drop(self.readers.stop());
+        }
+        if let Err((_, error)) = connection.close() {
+            log::warn!(target: TARGET, "{error}");
+        }
+    }
+
+    fn put_right(&mut self, standing: &Standing) -> Result<(), StoreError> {
+        if let Some(trouble) = self.trouble.as_ref().filter(|trouble| trouble.tried_at.elapsed() < RETRY_PAUSE) {
+            return Err(trouble.refusal.clone());
+        }
+        let refusal = refusal(&self.place, standing);
+        if self.trouble.is_none() {
+            log::error!(target: TARGET, "{refusal}");
+        }
+        let mut rescued = self.trouble.take().and_then(|trouble| trouble.rescued);
+        let result = match standing {
+            _ if self.connection.is_none() => self.open_again(),
+            Standing::NoDatabase => self.write_back(),
+            Standing::NoLog => self.empty_log().and_then(|()| self.open_again()),
+            Standing::NoIndex | Standing::Same => self.open_again(),
+            Standing::Other(_) if rescued.is_none() => {
+                self.rescue().map(|path| rescued = Some(path)).and(Err(refusal.clone()))
+            }
+            Standing::Other(_) | Standing::Hidden(..) => Err(refusal.clone()),
+        };
+        let Err(error) = result else {
+            log::warn!(target: TARGET, "{}", t!("log.place_restored", path = self.place.path().display()));
+            return Ok(());
+        };
+        let is_told = matches!(standing, Standing::Other(_) | Standing::Hidden(..)) && rescued.is_some();
+        if !is_told {
+            log::error!(target: TARGET, "{}", t!("log.place_not_restored", error = error));
+        }
+        self.trouble = Some(Trouble { tried_at: Instant::now(), refusal: refusal.clone(), rescued });
+        Err(refusal)
+    }
+
+    /// Makes the database anew from what is open, and goes on in that.
+    fn write_back(&mut self) -> Result<(), StoreError> {
+        let connection = self.connection.as_ref().ok_or(StoreError::Closed)?;
+        let path = self.place.path().to_owned();
+        let mut reading = self.readers.stop();
+        let written = copy(connection, &path, self.place.mode)?;
+        self.place.remove_log().map_err(|error| failed(&error))?;
+        let (connection, place) = open_there(&path, written)?;
+        if let Some(old) = self.connection.replace(connection) {
+            leave_files(&old);
+        }
+        self.place = place.clone();
+        *reading = place;
+        Ok(())
+    }
+
+    /// Copies the write-ahead log that is still open into the database.
+    fn empty_log(&self) -> Result<(), StoreError> {
+        // Read by the writer as well: with a reader in the way the log is not copied to its end.
+        let _reading = self.readers.stop();
+        let Some(connection) = &self.connection else { return Ok(()) };
+        let is_busy: bool = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if is_busy { Err(StoreError::Failed("wal_checkpoint".into())) } else { Ok(()) }
+    }
+
+    /// Opens the files that are there, with a new log or index where there is none. All connections have to be closed for that: they
+    /// share one index.
+    fn open_again(&mut self) -> Result<(), StoreError> {
+        let mut reading = self.readers.stop();
+        if let Some(connection) = self.connection.take() {
+            leave_files(&connection);
+        }
+        let (connection, place) = open_there(self.place.path(), self.place.database)?;
+        self.connection = Some(connection);
+        self.place = place.clone();
+        *reading = place;
+        Ok(())
+    }
+
+    /// Keeps what is open beside the file that stands in its place.
+    fn rescue(&self) -> Result<PathBuf, StoreError> {
+        let connection = self.connection.as_ref().ok_or(StoreError::Closed)?;
+        let time = Timestamp::now().to_string().replace(['-', ':'], "");
+        let rescued = with_ending(self.place.path(), &format!(".rescued-{time}"));
+        copy(connection, &rescued, self.place.mode)?;
+        log::error!(target: TARGET, "{}", t!("log.place_rescued", rescued = rescued.display()));
+        Ok(rescued)
+    }
+}
+
+/// What is told to whoever wants to read or write while the files are not what they should be.
+pub(super) fn refusal(place: &Place, standing: &Standing) -> StoreError {
+    let path = place.path().display();
+    let text = match standing {
+        Standing::Same | Standing::NoDatabase | Standing::NoLog | Standing::NoIndex => {
+            t!("store.files_removed", path = path)
+        }
+        Standing::Other(other) => t!("store.files_replaced", path = other.display()),
+        Standing::Hidden(hidden, error) => t!("store.files_hidden", path = hidden.display(), cause = error),
+    };
+    StoreError::Failed(text.into())
+}
+
+/// Opens the database, which must be this very file.
+fn open_there(path: &Path, expected: Identity) -> Result<(Connection, Place), StoreError> {
+    let is_there = || fs::metadata(path).is_ok_and(|metadata| identity(&metadata) == expected);
+    let other = || refusal_of(path);
+    if !is_there() {
+        return Err(other());
+    }
+    let (connection, place) = schema::open_existing(path)?;
+    if place.database == expected {
+        return Ok((connection, place));
+    }
+    leave_files(&connection);
+    Err(other())
+}
+
+fn refusal_of(path: &Path) -> StoreError {
+    StoreError::Failed(t!("store.files_replaced", path = path.display()).into())
+}
+
+/// Writes all that is open here to a new file, which is there wholly or not at all, and replaces none.
+fn copy(connection: &Connection, target: &Path, mode: u32) -> Result<Identity, StoreError> {
+    let directory = target.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(directory).map_err(|error| failed(&error))?;
+    let unfinished = with_ending(target, ".unfinished");
+    remove_if_there(&unfinished).map_err(|error| failed(&error))?;
+    let copied = copy_pages(connection, &unfinished).and_then(|()| {
+        let put = || {
+            fs::set_permissions(&unfinished, Permissions::from_mode(mode))?;
+            File::open(&unfinished)?.sync_all()?;
+            // Fails where something is there, as renaming would not.
+            fs::hard_link(&unfinished, target)?;
+            File::open(directory)?.sync_all()?;
+            target.metadata()
+        };
+        put().map(|metadata| identity(&metadata)).map_err(|error| failed(&error))
+    });
+    let _ = remove_if_there(&unfinished);
+    copied
+}
+
+fn copy_pages(connection: &Connection, target: &Path) -> Result<(), StoreError> {
+    let mut copy = Connection::open(target)?;
+    // A copy that fails is thrown away.
+    copy.pragma_update(None, "journal_mode", "OFF")?;
+    Backup::new(connection, &mut copy)?.run_to_completion(COPY_PAGES, Duration::ZERO, None)?;
+    copy.close().map_err(|(_, error)| error.into())
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn failed(error: &io::Error) -> StoreError {
+    StoreError::Failed(error.to_string().into())
+}
