@@ -17,7 +17,7 @@ pub(super) struct Arguments {
 
 /// An audit as `--json` shows it; keys in alphabetical order.
 #[derive(Serialize)]
-struct View<'a> {
+pub(super) struct View<'a> {
     checks: Vec<CheckView<'a>>,
     findings: u64,
     orders: u64,
@@ -42,7 +42,7 @@ struct RowView<'a> {
 }
 
 impl<'a> View<'a> {
-    fn of(audit: &'a Audit) -> Self {
+    pub(super) fn of(audit: &'a Audit) -> Self {
         let row = |finding: &'a AuditFinding| RowView {
             detail: &finding.detail,
             fault: finding.fault.name(),

@@ -1,6 +1,7 @@
 //! The command line: what may be asked for, and one file for each command that answers.
 
 mod audit;
+mod backup;
 mod callback;
 mod config;
 mod deliveries;
@@ -74,6 +75,9 @@ enum Command {
     Reconcile(reconcile::Arguments),
     /// Prove the books: every settled order, every credit, every balance
     Audit(audit::Arguments),
+    /// Copy the database beside the running service, prove a copy, put one back
+    #[command(subcommand)]
+    Backup(backup::Command),
     /// Tell the whole story of an order or a payment, and what it comes to
     Explain(explain::Arguments),
     /// Look at messages to buyers, and send them again
@@ -147,6 +151,7 @@ fn run(arguments: Arguments, document: &Result<Document, ConfigError>, language:
         Command::Users(command) => in_runtime(users::run(command, &loaded()?.config)),
         Command::Reconcile(arguments) => in_runtime(reconcile::run(arguments, &loaded()?.config)),
         Command::Audit(arguments) => in_runtime(audit::run(arguments, &loaded()?.config)),
+        Command::Backup(command) => in_runtime(backup::run(command, &loaded()?.config)),
         Command::Explain(arguments) => in_runtime(explain::run(arguments, &loaded()?.config)),
         Command::Messages(command) => in_runtime(messages::run(command, &loaded()?.config)),
         Command::Events(command) => in_runtime(events::run(command, &loaded()?.config)),

@@ -6,6 +6,7 @@
 
 mod accounts;
 mod audit;
+mod backup;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod memory;

@@ -30,7 +30,7 @@ const STATEMENTS_MAX: usize = 64;
 /// Each element takes the schema one version further; the version is the number of elements applied.
 const MIGRATIONS: [&str; VERSION as usize] = [include_str!("schema.sql"), include_str!("schema_v2.sql")];
 /// The newest version of the schema.
-const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 2;
 
 /// Opens the database for writing, created and migrated where that is needed.
 pub(super) fn open(path: &Path) -> Result<(Connection, Place), StoreError> {
@@ -86,6 +86,14 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
 
 /// Opens a database that must be there and up to date, in a way that cannot change it.
 pub(super) fn open_for_audit(path: &Path) -> Result<Connection, StoreError> {
+    match open_unchanging(path)? {
+        (db, VERSION) => Ok(db),
+        (_, found) => Err(StoreError::Older { path: path.to_owned(), found, known: VERSION }),
+    }
+}
+
+/// Opens a database that must be there, in a way that cannot change it; with the version that it has, 0 for an empty one.
+pub(super) fn open_unchanging(path: &Path) -> Result<(Connection, u32), StoreError> {
     match path.try_exists() {
         Ok(true) => {}
         Ok(false) => return Err(StoreError::Missing(path.to_owned())),
@@ -101,7 +109,7 @@ pub(super) fn open_for_audit(path: &Path) -> Result<Connection, StoreError> {
             StoreError::CannotOpen { path: path.to_owned(), cause, denied }
         }
     };
-    let open = || -> Result<Connection, OpenError> {
+    let open = || -> Result<(Connection, u32), OpenError> {
         // Not READ_ONLY: SQLite does not even load CHECK constraints then, and its integrity check would pass over them.
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut db = Connection::open_with_flags(path, flags)?;
@@ -111,11 +119,7 @@ pub(super) fn open_for_audit(path: &Path) -> Result<Connection, StoreError> {
         let snapshot = db.transaction()?;
         let found = check_version(&snapshot, path)?;
         snapshot.commit()?;
-        if found < VERSION {
-            let path = path.to_owned();
-            return Err(OpenError::Refused(StoreError::Older { path, found, known: VERSION }));
-        }
-        Ok(db)
+        Ok((db, found))
     };
     open().map_err(refused)
 }

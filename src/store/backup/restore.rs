@@ -1,0 +1,157 @@
+//! A copy comes into the place of the database, so that at every moment one or the other is there, whole.
+
+use std::io;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::{BESIDE, BackupError, Replica, Store, beside, blocking, io_at, is_damage, refuse_own_file, sync_directory};
+use crate::clock::Timestamp;
+use crate::config::DatabaseUrl;
+use crate::store::audit::Audit;
+use crate::store::{StoreError, schema};
+
+/// A copy that may take the database's place: on the same file system already, and audited.
+pub(crate) struct Candidate {
+    pub(crate) audit: Audit,
+    replica: Replica,
+    /// The database that is to be replaced; links are followed.
+    database: PathBuf,
+}
+
+impl Store {
+    /// Copies a file beside the database, and proves its books.
+    pub(crate) async fn candidate(
+        url: &DatabaseUrl,
+        file: PathBuf,
+        progress: impl FnMut(u64, u64) + Send + 'static,
+    ) -> Result<Candidate, BackupError> {
+        let DatabaseUrl::Sqlite(database) = url.clone();
+        blocking(move || {
+            refuse_own_file(&database, &file)?;
+            // A link must stay one.
+            let database = match database.canonicalize() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => database,
+                found => found.map_err(io_at(&database))?,
+            };
+            let directory = directory_of(&database);
+            std::fs::create_dir_all(directory).map_err(io_at(directory))?;
+            let replica = Replica::of(&file, directory)?;
+            let audit = replica.audit(progress)?;
+            Ok(Candidate { audit, replica, database })
+        })
+        .await
+    }
+}
+
+impl Candidate {
+    /// Takes the place of the database, which is kept under another name; that name, where there was one.
+    pub(crate) async fn install(self, at: Timestamp) -> Result<Option<PathBuf>, BackupError> {
+        blocking(move || install(&self.replica.path(), &self.database, at)).await
+    }
+}
+
+fn directory_of(database: &Path) -> &Path {
+    database.parent().unwrap_or(Path::new("/"))
+}
+
+fn install(new: &Path, database: &Path, at: Timestamp) -> Result<Option<PathBuf>, BackupError> {
+    let Ok(old) = database.metadata() else {
+        make_durable(new)?;
+        let kept = kept_name(database, at);
+        take(&plan(new, database, &kept, false))?;
+        return Ok(None);
+    };
+    std::fs::set_permissions(new, old.permissions()).map_err(io_at(new))?;
+    // Whoever reads it by its group; it may be a group that we cannot give it to.
+    let _ = chown(new, None, Some(old.gid()));
+    make_durable(new)?;
+    let kept = kept_name(database, at);
+    // Held until all is done, so that nobody opens the file that is about to be the old one.
+    let _held = complete(database)?;
+    take(&plan(new, database, &kept, true))?;
+    Ok(Some(kept))
+}
+
+fn make_durable(file: &Path) -> Result<(), BackupError> {
+    std::fs::File::open(file).and_then(|file| file.sync_all()).map_err(io_at(file))
+}
+
+fn kept_name(database: &Path, at: Timestamp) -> PathBuf {
+    let time: String = at.to_string().chars().filter(|c| !matches!(c, '-' | ':')).collect();
+    beside(database, &format!(".before-restore-{time}"))
+}
+
+/// Puts everything of the old database into its one file, and locks it. A log beside the new one would be taken for its own.
+///
+/// One that is damaged cannot be completed: it stays as it is, and its log is kept with it.
+fn complete(database: &Path) -> Result<Option<Connection>, BackupError> {
+    match schema::open_unchanging(database) {
+        Err(StoreError::Foreign(path)) => return Err(StoreError::Foreign(path).into()),
+        Err(StoreError::CannotOpen { path, cause, denied: true }) => {
+            return Err(StoreError::CannotOpen { path, cause, denied: true }.into());
+        }
+        _ => {}
+    }
+    let lock = || -> rusqlite::Result<Connection> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(database, flags)?;
+        db.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(()))?;
+        db.execute_batch("BEGIN EXCLUSIVE")?;
+        Ok(db)
+    };
+    match lock() {
+        Ok(db) => Ok(Some(db)),
+        Err(error) if is_damage(&error) => Ok(None),
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
+            Err(BackupError::InUse(database.to_owned()))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// One step of the exchange. Whatever ends the process between two of them, the database's name leads to the old one or to the new one.
+#[derive(Debug)]
+enum Step {
+    /// The file gets a second name.
+    Link(PathBuf, PathBuf),
+    /// The file goes from one name to another, replacing what is there.
+    Move(PathBuf, PathBuf),
+    /// What was done to names in this directory survives a power cut.
+    Sync(PathBuf),
+}
+
+fn plan(new: &Path, database: &Path, kept: &Path, is_there: bool) -> Vec<Step> {
+    let sync = || Step::Sync(directory_of(database).to_owned());
+    let mut steps = Vec::new();
+    if is_there {
+        steps.push(Step::Link(database.to_owned(), kept.to_owned()));
+    }
+    // There is none, unless the database is damaged or has been lost.
+    for suffix in BESIDE {
+        let log = beside(database, suffix);
+        if log.symlink_metadata().is_ok() {
+            steps.push(Step::Move(log, beside(kept, suffix)));
+        }
+    }
+    if !steps.is_empty() {
+        steps.push(sync());
+    }
+    steps.extend([Step::Move(new.to_owned(), database.to_owned()), sync()]);
+    steps
+}
+
+fn take(steps: &[Step]) -> Result<(), BackupError> {
+    for step in steps {
+        match step {
+            Step::Link(from, to) => std::fs::hard_link(from, to).map_err(io_at(to))?,
+            Step::Move(from, to) => std::fs::rename(from, to).map_err(io_at(to))?,
+            Step::Sync(directory) => sync_directory(directory)?,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

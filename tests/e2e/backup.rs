@@ -1,0 +1,174 @@
+//! `backup`: copies made beside a running service, proved, and put back while it is stopped.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use rusqlite::Connection;
+use serde_json::json;
+
+use crate::support::*;
+
+fn files(directory: &Path) -> BTreeSet<String> {
+    fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn copies_made_while_callbacks_settle_orders_audit_clean() {
+    const SENDERS: usize = 4;
+    let sandbox = Sandbox::new();
+    let orders = sandbox.create_database_with_orders(1200);
+    let service = sandbox.serve();
+    let settled = AtomicUsize::new(0);
+    fs::create_dir(sandbox.path("copies")).unwrap();
+    let mut counts = Vec::new();
+    std::thread::scope(|scope| {
+        for part in orders.chunks(orders.len() / SENDERS) {
+            scope.spawn(|| {
+                let mut client = service.client();
+                for order in part {
+                    assert_eq!(client.notify(&Notification::of(order).form()), (200, "success".into()));
+                    settled.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        for number in 0..4 {
+            // In the midst of it.
+            wait_until("callbacks", || settled.load(Ordering::SeqCst) > number * 200);
+            let before = settled.load(Ordering::SeqCst);
+            let file = format!("copies/{number}");
+            let created = sandbox.json(&["backup", "create", &file, "--json"]);
+            assert_eq!(created["bytes"], sandbox.path(&file).metadata().unwrap().len());
+            // Senders in whose hands an answer is count a moment after the commit.
+            counts.push((before, settled.load(Ordering::SeqCst) + SENDERS));
+        }
+    });
+    for (number, (before, after)) in counts.into_iter().enumerate() {
+        let file = format!("copies/{number}");
+        let audit = sandbox.json(&["backup", "verify", &file, "--json"]);
+        assert_eq!((&audit["findings"], &audit["orders"]), (&json!(0), &json!(1201)), "{audit}");
+        let settled = usize::try_from(audit["settled"].as_u64().unwrap()).unwrap();
+        assert!((before..=after).contains(&settled), "{before} {settled} {after}");
+        assert_eq!(sandbox.path(&file).metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    assert_eq!(files(&sandbox.path("copies")), ["0", "1", "2", "3"].map(str::to_owned).into());
+    service.stop();
+}
+
+#[test]
+fn a_file_that_is_there_is_kept_unless_it_is_said_otherwise() {
+    let sandbox = Sandbox::new();
+    let nothing = sandbox.run(&["backup", "create", "copy"]);
+    assert_eq!(nothing.code, 1, "{nothing:?}");
+    assert!(!sandbox.database_file().exists());
+    sandbox.order(1001);
+    assert_eq!(sandbox.run(&["backup", "create", "copy"]).code, 0);
+    sandbox.order(1001);
+    let refused = sandbox.run(&["backup", "create", "copy"]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(refused.stderr.contains("--overwrite"), "{refused:?}");
+    assert_eq!(sandbox.json(&["backup", "verify", "copy", "--json"])["orders"], 1);
+    assert_eq!(sandbox.run(&["backup", "create", "copy", "--overwrite"]).code, 0);
+    assert_eq!(sandbox.json(&["backup", "verify", "copy", "--json"])["orders"], 2);
+    let itself = sandbox.run(&["backup", "create", "data/telegram_bot_v2.db", "--overwrite"]);
+    assert_eq!(itself.code, 1, "{itself:?}");
+    assert_eq!(sandbox.count("SELECT count(*) FROM orders"), 2);
+}
+
+#[test]
+fn a_damaged_copy_is_found_and_does_not_take_the_databases_place() {
+    let sandbox = Sandbox::new();
+    sandbox.create_database_with_orders(300);
+    assert_eq!(sandbox.run(&["backup", "create", "copy"]).code, 0);
+    let mut copy = fs::OpenOptions::new().write(true).open(sandbox.path("copy")).unwrap();
+    copy.seek(SeekFrom::Start(5 * 4096)).unwrap();
+    copy.write_all(&[0x5a; 4 * 4096]).unwrap();
+    let bytes = fs::read(sandbox.path("copy")).unwrap();
+
+    let audit = sandbox.json_of(&["backup", "verify", "copy", "--json"], 10);
+    assert_eq!(audit["checks"][0]["name"], "integrity");
+    assert!(audit["checks"][0]["findings"].as_u64().unwrap() > 0, "{audit}");
+    assert_eq!(sandbox.run(&["backup", "verify", "copy"]).code, 10);
+    let refused = sandbox.json_of(&["backup", "restore", "copy", "--json"], 10);
+    assert_eq!(refused["restored"], false);
+    assert!(fs::read(sandbox.path("copy")).unwrap() == bytes);
+    assert_eq!(sandbox.json(&["audit", "--json"])["orders"], 301);
+
+    // Books that are wrong can be taken all the same, and a buyer who paid twice is no reason not to.
+    sandbox.run(&["backup", "create", "copy", "--overwrite"]);
+    Connection::open(sandbox.path("copy"))
+        .unwrap()
+        .execute("UPDATE users SET credits = 5 WHERE telegram_id = 1001", [])
+        .unwrap();
+    assert_eq!(sandbox.json_of(&["backup", "restore", "copy", "--json"], 10)["findings"], 1);
+    let taken = sandbox.json(&["backup", "restore", "copy", "--json", "--even-with-findings"]);
+    assert_eq!((&taken["restored"], &taken["findings"]), (&json!(true), &json!(1)));
+    assert_eq!(sandbox.credits(1001), 5);
+}
+
+#[test]
+fn a_restore_waits_for_nobody_and_goes_back_to_the_copy() {
+    let sandbox = Sandbox::new();
+    let (kept, lost) = {
+        let daemon = sandbox.start();
+        let kept = sandbox.order(1001);
+        assert_eq!(sandbox.run(&["backup", "create", "copy"]).code, 0);
+        let lost = sandbox.order(1001);
+        assert_eq!(daemon.notify(&Notification::of(&kept).form()), (200, "success".into()));
+        let refused = sandbox.run(&["backup", "restore", "copy"]);
+        assert_eq!(refused.code, 1, "{refused:?}");
+        assert!(refused.stderr.contains("webhookctl stop"), "{refused:?}");
+        assert_eq!(sandbox.status(&kept), "paid");
+        assert_eq!(sandbox.run(&["stop"]).code, 0);
+        (kept, lost)
+    };
+    let restored = sandbox.json(&["backup", "restore", "copy", "--json"]);
+    assert_eq!((&restored["restored"], &restored["orders"]), (&json!(true), &json!(1)));
+    let old = restored["kept"].as_str().unwrap();
+    assert!(old.contains(".before-restore-"), "{old}");
+    assert_eq!(sandbox.status(&kept), "pending");
+    assert_eq!(sandbox.run(&["orders", "show", &lost]).code, 1);
+
+    let daemon = sandbox.start();
+    assert_eq!(daemon.notify(&Notification::of(&kept).form()), (200, "success".into()));
+    assert_eq!(sandbox.credits(1001), 70);
+    assert_eq!(sandbox.json(&["audit", "--json"])["findings"], 0);
+    // What was put aside is whole, too.
+    assert_eq!(sandbox.json(&["backup", "verify", old, "--json"])["settled"], 1);
+}
+
+#[test]
+fn a_restore_that_is_killed_leaves_the_old_database_or_the_new_one() {
+    let sandbox = Sandbox::new();
+    sandbox.create_database_with_orders(300);
+    assert_eq!(sandbox.run(&["backup", "create", "copy"]).code, 0);
+    let more = sandbox.order(1001);
+    let is_there = || sandbox.run(&["orders", "show", &more]).code == 0;
+    for number in 0..12 {
+        assert!(is_there());
+        let mut restoring = Process::spawn(
+            &mut sandbox.command(&["backup", "restore", "copy"]).stdout(Stdio::null()).stderr(Stdio::null()),
+        );
+        std::thread::sleep(Duration::from_millis(4 * number));
+        restoring.signal(Signal::SIGKILL);
+        restoring.wait();
+        assert_eq!(sandbox.json(&["audit", "--json"])["findings"], 0);
+        let kept = files(&sandbox.path("data")).into_iter().filter(|name| name.contains(".before-restore-")).min();
+        if let Some(kept) = kept {
+            let kept = sandbox.path("data").join(kept);
+            assert_eq!(sandbox.json(&["backup", "verify", kept.to_str().unwrap(), "--json"])["orders"], 302);
+            if !is_there() {
+                assert_eq!(sandbox.run(&["backup", "restore", kept.to_str().unwrap()]).code, 0);
+            }
+            for name in files(&sandbox.path("data")).iter().filter(|name| name.contains(".before-restore-")) {
+                fs::remove_file(sandbox.path("data").join(name)).unwrap();
+            }
+        }
+    }
+}
