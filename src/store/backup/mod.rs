@@ -270,7 +270,7 @@ impl Replica {
         }
         let newest = self.directory.path().join("newest");
         copy_bytes(&self.path(), &newest)?;
-        let db = schema::open(&newest).map_err(told)?;
+        let (db, _) = schema::open(&newest).map_err(told)?;
         db.close().map_err(|(_, error)| self.told_of(error.into()))?;
         let result = audit(&newest, progress).map_err(told);
         std::fs::remove_file(&newest).map_err(io_at(&newest))?;
