@@ -44,6 +44,9 @@ mod telegram;
 
 #[doc(hidden)]
 pub mod cli;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub use clock::Timestamp;
 pub use config::{Config, ConfigError, Finding};

@@ -36,6 +36,7 @@ const ORDER: &[&str] = &[
     "service",
     "manager",
     "cli",
+    "fuzzing",
 ];
 
 fn root() -> PathBuf {
@@ -105,7 +106,7 @@ fn what_only_one_module_may_name() {
         ("rusqlite", &["store"][..]),
         ("SystemTime", &[]),
         ("jiff", &["clock"]),
-        ("Md5", &["epay"]),
+        ("Md5", &["epay", "fuzzing"]),
         ("ring::signature", &["epay"]),
         ("ring::hmac", &["outbox"]),
         ("reqwest", &["outgoing"]),

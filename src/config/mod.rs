@@ -443,6 +443,12 @@ pub(crate) fn ensure_rereadable(file: Option<&Path>) -> Result<(), ConfigError> 
 }
 
 impl Document {
+    /// A file of this text in `directory`, for the fuzz target.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn of(text: &str, directory: &Path) -> Self {
+        Self { source: Source { file: None, directory: directory.to_owned() }, text: text.to_owned() }
+    }
+
     /// The language that it asks for, whatever else may be wrong with it.
     pub(crate) fn language(&self) -> Language {
         file::language(&self.text)

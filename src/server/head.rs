@@ -10,7 +10,7 @@ pub(super) const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// Why a request is not looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     /// The head can be read in more than one way, or names no host.
     Ambiguous,
     /// The head is longer than [`HEAD_BYTES_MAX`].
@@ -31,7 +31,7 @@ impl Refusal {
 
 /// How the body behind a head is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Framing {
+pub(crate) enum Framing {
     /// So many bytes.
     Length(u64),
     /// In chunks.
@@ -39,7 +39,7 @@ pub(super) enum Framing {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Progress {
+pub(crate) enum Progress {
     /// The end of the head is not there yet.
     Partial,
     /// The head is `bytes` long and can be read in one way.
@@ -52,7 +52,7 @@ pub(super) enum Progress {
 
 /// Reads one head line by line, as its bytes arrive.
 #[derive(Debug, Default)]
-pub(super) struct HeadScanner {
+pub(crate) struct HeadScanner {
     line_start: usize,
     request_line_seen: bool,
     is_http_10: bool,
@@ -68,7 +68,7 @@ impl HeadScanner {
     }
 
     /// Looks at all bytes of the head so far; call it with the same bytes and more behind them until it is done.
-    pub(super) fn scan(&mut self, head: &[u8]) -> Progress {
+    pub(crate) fn scan(&mut self, head: &[u8]) -> Progress {
         while let Some(length) = head[self.line_start..].iter().position(|&b| b == b'\n') {
             let line_end = self.line_start + length;
             let Some(line) = head[self.line_start..line_end].strip_suffix(b"\r") else {

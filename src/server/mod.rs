@@ -36,6 +36,8 @@ use crate::reconcile::Reconciler;
 use crate::store::{Cause, Store};
 use guard::GuardedIo;
 use head::HEAD_BYTES_MAX;
+#[cfg(any(test, fuzzing))]
+pub(crate) use head::{Framing, HeadScanner, Progress};
 pub(crate) use health::PATH as HEALTH_PATH;
 pub(crate) use notify::PATH as NOTIFY_PATH;
 

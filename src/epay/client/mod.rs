@@ -10,6 +10,8 @@ mod fields;
 mod page;
 mod protocol;
 mod refund;
+#[cfg(any(test, fuzzing))]
+mod replies;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +21,8 @@ pub(crate) use answer::{Answer, Verdict};
 pub(crate) use error::GatewayError;
 pub(crate) use page::{PayPage, PayTarget, Payable};
 pub(crate) use refund::{RefundReply, RefundState};
+#[cfg(any(test, fuzzing))]
+pub(crate) use replies::Replies;
 
 use super::form::encode;
 use super::notification::Credentials;
