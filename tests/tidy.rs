@@ -35,6 +35,7 @@ const ORDER: &[&str] = &[
     "api",
     "service",
     "manager",
+    "doctor",
     "cli",
 ];
 
@@ -179,6 +180,7 @@ fn every_text_is_there_and_every_text_is_used() {
         "notice.",
         "delivery.",
         "audit.",
+        "check.",
         "fault.",
         "outcome.",
         "diagnosis.",

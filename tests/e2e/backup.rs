@@ -30,7 +30,8 @@ fn copies_made_while_callbacks_settle_orders_audit_clean() {
     let mut counts = Vec::new();
     std::thread::scope(|scope| {
         for part in orders.chunks(orders.len() / SENDERS) {
-            scope.spawn(|| {
+            let (service, settled) = (&service, &settled);
+            scope.spawn(move || {
                 let mut client = service.client();
                 for order in part {
                     assert_eq!(client.notify(&Notification::of(order).form()), (200, "success".into()));

@@ -11,6 +11,7 @@ mod commands;
 mod configuration;
 mod crash;
 mod deployment;
+mod doctor;
 mod events;
 mod explain;
 mod gateway;
