@@ -102,6 +102,9 @@ async fn verify(url: &DatabaseUrl, file: PathBuf, json: bool) -> anyhow::Result<
         output::json(&view(&audit, &file)?)?;
     } else {
         audit::print(&audit)?;
+        if audit.findings() > 0 {
+            eprint(&t!("backup.found"));
+        }
     }
     Ok(if audit.findings() == 0 { Exit::Done } else { Exit::Found })
 }

@@ -153,9 +153,8 @@ fn a_restore_that_is_killed_leaves_the_old_database_or_the_new_one() {
     let is_there = || sandbox.run(&["orders", "show", &more]).code == 0;
     for number in 0..12 {
         assert!(is_there());
-        let mut restoring = Process::spawn(
-            &mut sandbox.command(&["backup", "restore", "copy"]).stdout(Stdio::null()).stderr(Stdio::null()),
-        );
+        let mut restoring =
+            Process::spawn(sandbox.command(&["backup", "restore", "copy"]).stdout(Stdio::null()).stderr(Stdio::null()));
         std::thread::sleep(Duration::from_millis(4 * number));
         restoring.signal(Signal::SIGKILL);
         restoring.wait();
