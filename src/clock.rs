@@ -47,6 +47,12 @@ impl Timestamp {
         Some(Self(instant.as_millisecond()))
     }
 
+    /// The time in an HTTP header: `Sun, 06 Nov 1994 08:49:37 GMT`.
+    pub(crate) fn parse_http_date(text: &str) -> Option<Self> {
+        let zoned = jiff::fmt::rfc2822::parse(text.trim()).ok()?;
+        Some(Self(zoned.timestamp().as_millisecond()))
+    }
+
     /// Local time as log records carry it: `2025-07-31 10:50:09,246`.
     pub fn to_log_time(self) -> impl fmt::Display {
         self.instant().to_zoned(TimeZone::system()).strftime(LOG_TIME).to_string()
@@ -134,6 +140,13 @@ mod tests {
     #[test]
     fn prints_utc_to_the_second() {
         assert_eq!(Timestamp::from_ms(1_767_323_045_999).to_string(), "2026-01-02T03:04:05Z");
+    }
+
+    #[test]
+    fn an_http_date_is_read() {
+        let read = |text| Timestamp::parse_http_date(text).map(Timestamp::ms);
+        assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777_000));
+        assert_eq!(read("yesterday"), None);
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod api;
 mod checkout;
 mod clock;
 mod config;
+mod doctor;
 mod epay;
 mod explain;
 mod gateways;

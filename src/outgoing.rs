@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use reqwest::header::RETRY_AFTER;
+use reqwest::header::{DATE, HeaderName, LOCATION, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response, Url};
 use rust_i18n::t;
 use rustls::pki_types::CertificateDer;
@@ -18,10 +18,12 @@ use rustls::{ClientConfig, RootCertStore};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::clock::Timestamp;
+
 #[cfg(test)]
 pub(crate) mod loopback;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 const USER_AGENT: &str = concat!("webhookctl/", env!("CARGO_PKG_VERSION"));
 
@@ -62,6 +64,10 @@ pub(crate) struct Reply {
     pub(crate) body: Bytes,
     /// How long the other side wants to be left alone, where it gives seconds.
     pub(crate) retry_after: Option<Duration>,
+    /// The other side's clock, where it tells it.
+    pub(crate) date: Option<Timestamp>,
+    /// Where it would have us ask instead.
+    pub(crate) location: Option<String>,
 }
 
 /// Why there is no reply.
@@ -278,12 +284,22 @@ async fn attempt(client: &reqwest::Client, request: reqwest::Request) -> Result<
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(Reply { status: response.status().as_u16(), body: body.freeze(), retry_after: retry_after(&response) })
+    Ok(Reply {
+        status: response.status().as_u16(),
+        body: body.freeze(),
+        retry_after: retry_after(&response),
+        date: header(&response, DATE).and_then(Timestamp::parse_http_date),
+        location: header(&response, LOCATION).map(str::to_owned),
+    })
+}
+
+fn header(response: &Response, name: HeaderName) -> Option<&str> {
+    response.headers().get(name)?.to_str().ok()
 }
 
 /// The header's seconds; a date, its other form, is not read.
 fn retry_after(response: &Response) -> Option<Duration> {
-    let seconds: u32 = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    let seconds: u32 = header(response, RETRY_AFTER)?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds.into()))
 }
 

@@ -1,4 +1,4 @@
-//! The Bot API, as far as it is needed: sending a text, and telling why it could not be sent.
+//! The Bot API, as far as it is needed: sending a text, and telling why it could not be sent; asking whose token it is.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,8 +38,7 @@ impl Sender {
     pub(crate) fn bot(&self, telegram: &Telegram) -> Option<Bot> {
         let token = telegram.token.as_ref()?.expose();
         let base = telegram.api_base.trim_end_matches('/');
-        let url = format!("{base}/bot{token}/sendMessage");
-        Some(Bot { sender: self.clone(), url, token: token.to_owned() })
+        Some(Bot { sender: self.clone(), url: format!("{base}/bot{token}"), token: token.to_owned() })
     }
 
     /// Comes back when it is one's turn.
@@ -57,6 +56,7 @@ impl Sender {
 /// A bot that messages can be sent by. It cannot be printed: its token is in its URL.
 pub(crate) struct Bot {
     sender: Sender,
+    /// Of its methods, each a name below.
     url: String,
     token: String,
 }
@@ -112,6 +112,17 @@ struct Answer {
     parameters: Parameters,
 }
 
+/// What it answers to the question who we are.
+#[derive(Deserialize)]
+struct Identity {
+    result: BotUser,
+}
+
+#[derive(Deserialize)]
+struct BotUser {
+    username: String,
+}
+
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Parameters {
@@ -123,8 +134,19 @@ impl Bot {
     pub(crate) async fn send_message(&self, chat_id: i64, text: &str) -> Result<(), SendError> {
         let message = Message { chat_id, text, link_preview_options: LinkPreview { is_disabled: true } };
         self.sender.turn().await;
-        let reply = self.sender.client.post_json(&self.url, &message, TIMEOUT).await;
+        let reply = self.sender.client.post_json(&format!("{}/sendMessage", self.url), &message, TIMEOUT).await;
         self.judge(&reply.map_err(SendError::Unreachable)?)
+    }
+
+    /// The bot's name, by which Telegram knows the token.
+    pub(crate) async fn username(&self) -> Result<String, SendError> {
+        let reply = self.sender.client.get(&format!("{}/getMe", self.url), TIMEOUT).await;
+        let reply = reply.map_err(SendError::Unreachable)?;
+        self.judge(&reply)?;
+        let Ok(Identity { result }) = serde_json::from_slice(&reply.body) else {
+            return Err(SendError::Other(reply.status));
+        };
+        Ok(excerpt(&result.username, DESCRIPTION_CHARS_TOLD))
     }
 
     fn judge(&self, reply: &Reply) -> Result<(), SendError> {
@@ -191,6 +213,25 @@ mod tests {
         ] {
             let server = Loopback::start(vec![Act::reply_with(status, headers, body)]).await;
             assert_eq!(bot(&server).send_message(1001, "hi").await, expected, "{status} {headers} {body}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_token_has_a_name() {
+        for (status, body, expected) in [
+            (
+                "200 OK",
+                r#"{"ok":true,"result":{"id":1,"is_bot":true,"username":"example_bot"}}"#,
+                Ok("example_bot".into()),
+            ),
+            ("200 OK", r#"{"ok":true,"result":true}"#, Err(SendError::Other(200))),
+            ("200 OK", "<html>", Err(SendError::Other(200))),
+            ("401 Unauthorized", "{}", Err(SendError::BadToken)),
+        ] {
+            let server = Loopback::start(vec![Act::reply(status, body)]).await;
+            assert_eq!(bot(&server).username().await, expected, "{status} {body}");
+            let request = server.requests().remove(0);
+            assert!(request.starts_with(&format!("GET /bot{TOKEN}/getMe HTTP/1.1\r\n")), "{request}");
         }
     }
 

@@ -35,6 +35,7 @@ const ORDER: &[&str] = &[
     "api",
     "service",
     "manager",
+    "doctor",
     "cli",
     "fuzzing",
 ];
@@ -180,6 +181,7 @@ fn every_text_is_there_and_every_text_is_used() {
         "notice.",
         "delivery.",
         "audit.",
+        "check.",
         "fault.",
         "outcome.",
         "diagnosis.",

@@ -71,6 +71,9 @@ pub(super) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result
         output::json(&View::of(&audit))?;
     } else {
         print(&audit)?;
+        if audit.findings() > 0 {
+            eprint(&t!("audit.what_to_do"));
+        }
     }
     Ok(if audit.findings() == 0 { Exit::Done } else { Exit::Found })
 }
@@ -92,8 +95,5 @@ pub(super) fn print(audit: &Audit) -> anyhow::Result<()> {
         }
     }
     output::line(&t!("audit.summary", orders = audit.orders, settled = audit.settled, findings = audit.findings()))?;
-    if audit.findings() > 0 {
-        eprint(&t!("audit.what_to_do"));
-    }
     Ok(())
 }

@@ -18,7 +18,7 @@ use super::{audit, output};
 use crate::clock::Timestamp;
 use crate::config::{Config, DatabaseUrl};
 use crate::manager::pid_file::{LockError, PidFile};
-use crate::store::Store;
+use crate::store::{Audit, BackupError, Store};
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
@@ -99,11 +99,12 @@ async fn verify(url: &DatabaseUrl, file: PathBuf, json: bool) -> anyhow::Result<
     bar.finish_and_clear();
     let audit = audit?;
     if json {
-        let mut view = serde_json::to_value(audit::View::of(&audit))?;
-        view["file"] = json!(file);
-        output::json(&view)?;
+        output::json(&view(&audit, &file)?)?;
     } else {
         audit::print(&audit)?;
+        if audit.findings() > 0 {
+            eprint(&t!("backup.found"));
+        }
     }
     Ok(if audit.findings() == 0 { Exit::Done } else { Exit::Found })
 }
@@ -123,22 +124,20 @@ async fn restore(config: &Config, file: PathBuf, even_with_findings: bool, json:
     let candidate =
         Store::candidate(&config.database.url, file.clone(), move |done, total| show(&shown, done, total)).await;
     bar.finish_and_clear();
-    let candidate = candidate?;
-    let audit = candidate.audit.clone();
-    let mut view = serde_json::to_value(audit::View::of(&audit))?;
-    view["file"] = json!(file);
-    if !audit.is_sound() && !even_with_findings {
-        view["restored"] = json!(false);
-        if json {
-            output::json(&view)?;
-        } else {
-            audit::print(&audit)?;
+    let candidate = match candidate {
+        // Nothing of it can be taken.
+        Err(error @ BackupError::Unreadable(..)) => {
+            return refuse(&Audit::of_damaged(error.to_string()), &file, &t!("backup.unusable"), json);
         }
-        eprint(&t!("backup.unsound"));
-        return Ok(Exit::Found);
+        candidate => candidate?,
+    };
+    let audit = candidate.audit.clone();
+    if !audit.is_sound() && !even_with_findings {
+        return refuse(&audit, &file, &t!("backup.unsound"), json);
     }
     let kept = candidate.install(Timestamp::now()).await?;
     if json {
+        let mut view = view(&audit, &file)?;
         view["restored"] = json!(true);
         view["kept"] = json!(kept);
         output::json(&view)?;
@@ -152,6 +151,27 @@ async fn restore(config: &Config, file: PathBuf, even_with_findings: bool, json:
         eprint(&t!("backup.what_to_do"));
     }
     Ok(Exit::Done)
+}
+
+/// Tells why a copy does not come into the database's place.
+fn refuse(audit: &Audit, file: &Path, remedy: &str, json: bool) -> anyhow::Result<Exit> {
+    if json {
+        let mut view = view(audit, file)?;
+        view["restored"] = json!(false);
+        view["kept"] = json!(null);
+        output::json(&view)?;
+    } else {
+        audit::print(audit)?;
+    }
+    eprint(remedy);
+    Ok(Exit::Found)
+}
+
+/// An audit as `audit --json` shows it, with the file that it is of.
+fn view(audit: &Audit, file: &Path) -> anyhow::Result<serde_json::Value> {
+    let mut view = serde_json::to_value(audit::View::of(audit))?;
+    view["file"] = json!(file);
+    Ok(view)
 }
 
 /// Refuses to put a file there that the service's user could not open.

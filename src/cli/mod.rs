@@ -6,6 +6,7 @@ mod callback;
 mod config;
 mod deliveries;
 mod demo;
+mod doctor;
 mod events;
 mod explain;
 mod failure;
@@ -75,6 +76,8 @@ enum Command {
     Reconcile(reconcile::Arguments),
     /// Prove the books: every settled order, every credit, every balance
     Audit(audit::Arguments),
+    /// Check that everything a payment needs is in place: files, database, gateway, Telegram, callbacks
+    Doctor(doctor::Arguments),
     /// Copy the database beside the running service, prove a copy, put one back
     #[command(subcommand)]
     Backup(backup::Command),
@@ -151,6 +154,7 @@ fn run(arguments: Arguments, document: &Result<Document, ConfigError>, language:
         Command::Users(command) => in_runtime(users::run(command, &loaded()?.config)),
         Command::Reconcile(arguments) => in_runtime(reconcile::run(arguments, &loaded()?.config)),
         Command::Audit(arguments) => in_runtime(audit::run(arguments, &loaded()?.config)),
+        Command::Doctor(arguments) => in_runtime(doctor::run(arguments, loaded())),
         Command::Backup(command) => in_runtime(backup::run(command, &loaded()?.config)),
         Command::Explain(arguments) => in_runtime(explain::run(arguments, &loaded()?.config)),
         Command::Messages(command) => in_runtime(messages::run(command, &loaded()?.config)),

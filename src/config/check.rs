@@ -11,7 +11,7 @@ use rust_i18n::t;
 
 use super::{
     AddressList, Config, Database, DatabaseUrl, Environment, Finding, Log, LogLevel, Merchant, OrdersConfig, Package,
-    PayPageSource, Proof, Protocol, ServiceConfig, Telegram, file,
+    PayPageSource, Proof, Protocol, SecretPlaces, ServiceConfig, Telegram, file,
 };
 use crate::epay::{self, Credentials, PlatformKey, PrivateKey};
 use crate::language::Language;
@@ -29,14 +29,16 @@ pub(super) fn resolve(
     mut written: file::File,
     directory: &Path,
     environment: Environment,
-) -> Result<(Config, Vec<Finding>), Vec<Finding>> {
-    let mut check = Check { directory, errors: Vec::new(), warnings: Vec::new() };
+) -> Result<(Config, Vec<Finding>, SecretPlaces), Vec<Finding>> {
+    let inline = written.holds_secrets();
+    let secrets = SecretPlaces { files: Vec::new(), inline };
+    let mut check = Check { directory, errors: Vec::new(), warnings: Vec::new(), secrets };
     if written.merchant.is_empty() {
         check.take_older_environment(&mut written, environment);
     }
     let config = check.config(written);
     match config {
-        Some(config) if check.errors.is_empty() => Ok((config, check.warnings)),
+        Some(config) if check.errors.is_empty() => Ok((config, check.warnings, check.secrets)),
         _ => Err(check.errors),
     }
 }
@@ -46,6 +48,7 @@ pub(super) struct Check<'a> {
     directory: &'a Path,
     errors: Vec<Finding>,
     warnings: Vec<Finding>,
+    secrets: SecretPlaces,
 }
 
 impl Check<'_> {
@@ -164,6 +167,7 @@ impl Check<'_> {
             (Some(_), Some(_)) => self.error(key, t!("config.secret_twice", key = key, file_key = file_key)),
             (Some(text), None) => self.secret_text(key, &text),
             (None, Some(file)) => {
+                self.secrets.files.push(self.path(&file));
                 let text = self.read_file(&file_key, &file)?;
                 self.secret_text(&file_key, text.trim_end_matches(['\r', '\n']))
             }
@@ -317,6 +321,7 @@ impl Check<'_> {
     }
 
     fn private_key(&mut self, key: &str, file: &str) -> Option<PrivateKey> {
+        self.secrets.files.push(self.path(file));
         let text = self.read_file(key, file)?;
         match PrivateKey::parse(&text) {
             Ok(private_key) => Some(private_key),

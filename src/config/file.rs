@@ -30,6 +30,15 @@ pub(super) struct File {
     pub(super) events: Events,
 }
 
+impl File {
+    /// Whether a key or token stands in it, and not only the name of a file that has one.
+    pub(super) fn holds_secrets(&self) -> bool {
+        let of_merchants =
+            self.merchant.iter().any(|merchant| merchant.key.is_some() || merchant.key_previous.is_some());
+        of_merchants || self.telegram.token.is_some() || self.api.token.is_some() || self.events.secret.is_some()
+    }
+}
+
 impl Default for File {
     fn default() -> Self {
         Self {

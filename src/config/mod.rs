@@ -318,6 +318,17 @@ pub(crate) struct Loaded {
     pub source: Source,
     /// What works, and is probably not meant.
     pub warnings: Vec<Finding>,
+    /// Where its keys and tokens were read from.
+    pub secrets: SecretPlaces,
+}
+
+/// Where keys and tokens stand.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SecretPlaces {
+    /// Files of their own.
+    pub files: Vec<PathBuf>,
+    /// Whether the configuration file itself has some.
+    pub inline: bool,
 }
 
 /// Something wrong with one key, and what to do about it.
@@ -468,6 +479,6 @@ impl Document {
 fn parse(source: Source, text: &str, environment: Environment) -> Result<Loaded, ConfigError> {
     let failed = |findings| ConfigError { file: source.file.clone(), findings };
     let written = file::parse(text).map_err(|finding| failed(vec![finding]))?;
-    let (config, warnings) = check::resolve(written, &source.directory, environment).map_err(failed)?;
-    Ok(Loaded { config, source, warnings })
+    let (config, warnings, secrets) = check::resolve(written, &source.directory, environment).map_err(failed)?;
+    Ok(Loaded { config, source, warnings, secrets })
 }

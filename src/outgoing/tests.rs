@@ -18,8 +18,13 @@ fn authority() -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(include_bytes!("../../tests/keys/tls_ca.pem")).unwrap()
 }
 
+/// A client that has root certificates, and not the one that the server's is from.
+pub(crate) fn client_of_another_authority() -> Client {
+    Client::trusting(vec![CertificateDer::from_pem_slice(include_bytes!("../../tests/keys/tls_server.pem")).unwrap()])
+}
+
 /// A server that answers as many connections with `ok` over TLS, or is refused by the other side.
-fn start_tls_server(connections: usize) -> u16 {
+pub(crate) fn start_tls_server(connections: usize) -> u16 {
     let chain = CertificateDer::from_pem_slice(include_bytes!("../../tests/keys/tls_server.pem")).unwrap();
     let key = PrivateKeyDer::from_pem_slice(include_bytes!("../../tests/keys/tls_server.key")).unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))

@@ -9,6 +9,7 @@ mod audit;
 mod backup;
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod inspection;
 mod memory;
 mod outbox;
 mod place;
@@ -44,6 +45,8 @@ use crate::order::{NewOrder, Order, OrderStatus, PayPage, SettledBy, User};
 use crate::settlement::{Claim, Outcome, Policy};
 pub(crate) use accounts::{Booked, Idempotency, Spend};
 pub(crate) use audit::{Audit, Finding as AuditFinding};
+pub(crate) use backup::BackupError;
+pub(crate) use inspection::Inspection;
 pub(crate) use memory::Trouble;
 pub(crate) use outbox::{Attempt, Channel, Delivery, DeliveryFilter, DeliveryState, News};
 use queue::{PushError, Queue};

@@ -30,7 +30,8 @@ fn copies_made_while_callbacks_settle_orders_audit_clean() {
     let mut counts = Vec::new();
     std::thread::scope(|scope| {
         for part in orders.chunks(orders.len() / SENDERS) {
-            scope.spawn(|| {
+            let (service, settled) = (&service, &settled);
+            scope.spawn(move || {
                 let mut client = service.client();
                 for order in part {
                     assert_eq!(client.notify(&Notification::of(order).form()), (200, "success".into()));
@@ -152,9 +153,8 @@ fn a_restore_that_is_killed_leaves_the_old_database_or_the_new_one() {
     let is_there = || sandbox.run(&["orders", "show", &more]).code == 0;
     for number in 0..12 {
         assert!(is_there());
-        let mut restoring = Process::spawn(
-            &mut sandbox.command(&["backup", "restore", "copy"]).stdout(Stdio::null()).stderr(Stdio::null()),
-        );
+        let mut restoring =
+            Process::spawn(sandbox.command(&["backup", "restore", "copy"]).stdout(Stdio::null()).stderr(Stdio::null()));
         std::thread::sleep(Duration::from_millis(4 * number));
         restoring.signal(Signal::SIGKILL);
         restoring.wait();

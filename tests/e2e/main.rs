@@ -12,6 +12,7 @@ mod configuration;
 mod crash;
 mod deployment;
 mod durability;
+mod doctor;
 mod events;
 mod explain;
 mod gateway;

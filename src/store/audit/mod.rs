@@ -133,7 +133,7 @@ pub(crate) struct Audit {
 
 impl Audit {
     /// The one thing that can be said of a file which cannot be read.
-    pub(super) fn of_damaged(cause: String) -> Self {
+    pub(crate) fn of_damaged(cause: String) -> Self {
         let check = Check { name: CheckName::Integrity, findings: 1, rows: vec![damaged(cause)] };
         Self { checks: vec![check], orders: 0, settled: 0 }
     }
@@ -182,7 +182,7 @@ fn damaged(detail: String) -> Finding {
 }
 
 /// What the engine's own check finds.
-fn integrity(db: &Connection) -> Vec<String> {
+pub(super) fn integrity(db: &Connection) -> Vec<String> {
     let check = || -> rusqlite::Result<Vec<String>> {
         db.prepare("PRAGMA integrity_check")?.query_map([], |row| row.get(0))?.collect()
     };

@@ -78,9 +78,13 @@ fn make_durable(file: &Path) -> Result<(), BackupError> {
     std::fs::File::open(file).and_then(|file| file.sync_all()).map_err(io_at(file))
 }
 
+/// A name that nothing has yet: there may have been another restore within the second.
 fn kept_name(database: &Path, at: Timestamp) -> PathBuf {
     let time: String = at.to_string().chars().filter(|c| !matches!(c, '-' | ':')).collect();
-    beside(database, &format!(".before-restore-{time}"))
+    let first = beside(database, &format!(".before-restore-{time}"));
+    let others = (2..).map(|number| beside(&first, &format!("-{number}")));
+    let mut names = std::iter::once(first.clone()).chain(others);
+    names.find(|name| name.symlink_metadata().is_err()).unwrap_or(first)
 }
 
 /// Puts everything of the old database into its one file, and locks it. A log beside the new one would be taken for its own.

@@ -251,7 +251,7 @@ fn v2_says_where_the_buyer_pays() {
 fn refund(credentials: &Credentials, status: u16, body: &str) -> RefundReply {
     let order_no = order_no();
     let asked = RefundAsked { pid: PID, order_no: &order_no, trade_no: "T1", amount: yuan("36.00") };
-    let reply = Reply { status, body: Bytes::from(body.to_owned()), retry_after: None };
+    let reply = Reply { status, body: Bytes::from(body.to_owned()), retry_after: None, date: None, location: None };
     RefundReply::read(&protocol(credentials), &reply, &asked, now())
 }
 
