@@ -49,6 +49,10 @@ fn open_with(path: &Path, flags: OpenFlags) -> Result<(Connection, Place), Store
     let cannot_open = |cause: String, denied| StoreError::CannotOpen { path: path.to_owned(), cause, denied };
     let db = prepare(path, flags).map_err(|error| match error {
         OpenError::Refused(refusal) => refusal,
+        OpenError::ReadOnly => {
+            let cause = cause_in_the_file_system(path).unwrap_or_else(|| io::ErrorKind::ReadOnlyFilesystem.into());
+            cannot_open(cause.to_string(), true)
+        }
         OpenError::NoWal(mode) => cannot_open(format!("journal_mode = {mode}, not wal"), false),
         OpenError::Engine(error) => {
             let cause = cause_in_the_file_system(path);
@@ -102,6 +106,7 @@ pub(super) fn open_unchanging(path: &Path) -> Result<(Connection, u32), StoreErr
     let refused = |error| match error {
         OpenError::Refused(refusal) => refusal,
         OpenError::NoWal(mode) => StoreError::Failed(mode.into()),
+        OpenError::ReadOnly => StoreError::cannot_open(path, &io::ErrorKind::PermissionDenied.into()),
         OpenError::Engine(error) => {
             let cause = cause_in_the_file_system(path);
             let denied = cause.as_ref().is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied);
@@ -135,6 +140,8 @@ pub(super) fn in_memory() -> rusqlite::Result<Connection> {
 
 enum OpenError {
     Refused(StoreError),
+    /// It may be read, and not written.
+    ReadOnly,
     /// Write-ahead logging is not possible; the journal mode that it is.
     NoWal(String),
     Engine(rusqlite::Error),
@@ -149,6 +156,11 @@ impl From<rusqlite::Error> for OpenError {
 fn prepare(path: &Path, flags: OpenFlags) -> Result<Connection, OpenError> {
     let flags = flags | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags)?;
+    // SQLite opens what it may only read all the same, and would fail with every payment. Not even the write-ahead log may come
+    // into being: it would be read-only as well.
+    if db.is_readonly("main")? {
+        return Err(OpenError::ReadOnly);
+    }
     db.busy_handler(Some(wait_for_lock))?;
     db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     // Before anything is changed: another program's file must stay as it is.
