@@ -13,6 +13,7 @@ mod deployment;
 mod events;
 mod explain;
 mod gateway;
+mod hostile;
 mod http;
 mod lifecycle;
 mod logs;
