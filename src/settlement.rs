@@ -49,6 +49,14 @@ impl Outcome {
     pub const fn is_success(self) -> bool {
         matches!(self, Self::NotPaid | Self::Duplicate | Self::PaidAgain | Self::Settled)
     }
+
+    /// Whether it proved nothing: anybody can have sent it.
+    pub const fn is_rejection(self) -> bool {
+        matches!(
+            self,
+            Self::Malformed | Self::UnknownMerchant | Self::AddressNotAllowed | Self::BadSignature | Self::Stale
+        )
+    }
 }
 
 /// What a source that proved itself says of a payment: a notification, the gateway's answer to a question, a person.

@@ -18,6 +18,7 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::connections::Place;
 use super::head::{Framing, HeadScanner, Progress, Refusal};
 
 /// The method of the request that stands for a refused one.
@@ -86,6 +87,10 @@ pub(super) struct GuardedIo {
     passing: Passing,
     scanner: HeadScanner,
     control: Arc<Control>,
+    place: Arc<Place>,
+    /// How many bytes of the present request have been received, and how many of answers the client does not take.
+    request_bytes: usize,
+    unsent_bytes: usize,
     waiting: Waiting,
     /// Since when no further requests are let in.
     draining_since: Option<Instant>,
@@ -117,13 +122,16 @@ struct Shutdown {
 }
 
 impl GuardedIo {
-    pub(super) fn new(stream: TcpStream) -> Self {
+    pub(super) fn new(stream: TcpStream, place: Arc<Place>) -> Self {
         Self {
             stream,
             received: BytesMut::new(),
             passing: Passing::Bytes(0),
             scanner: HeadScanner::default(),
             control: Arc::default(),
+            place,
+            request_bytes: 0,
+            unsent_bytes: 0,
             waiting: Waiting::FirstByte(Instant::now() + HEAD_TIMEOUT),
             draining_since: None,
             is_new: true,
@@ -155,12 +163,24 @@ impl GuardedIo {
             Passing::Bytes(left) => {
                 let bytes = usize::try_from(*left).unwrap_or(usize::MAX).min(most);
                 *left -= bytes as u64;
+                if *left == 0 && bytes > 0 {
+                    self.place.is_at_work();
+                }
                 bytes
             }
         };
         to.put_slice(&self.received[..bytes]);
         self.received.advance(bytes);
+        if self.received.is_empty() {
+            // A buffer that had to grow, or that waits for a slow client, is not kept for the next request.
+            self.received = BytesMut::new();
+        }
         bytes > 0
+    }
+
+    /// Says how much memory this connection takes.
+    fn tell_size(&self) {
+        self.place.holds(self.request_bytes + self.unsent_bytes);
     }
 
     /// Looks for the next request in what was received; whether one may be handed over now.
@@ -278,7 +298,15 @@ impl GuardedIo {
         }
     }
 
-    fn poll_written(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    /// What became of writing `bytes`.
+    fn poll_written(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: usize,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        self.unsent_bytes = if written.is_ready() { 0 } else { bytes };
+        self.tell_size();
         if written.is_ready() {
             self.write_deadline = None;
             return written;
@@ -299,9 +327,16 @@ impl Read for GuardedIo {
             if this.passing == Passing::Bytes(0) && !this.received.is_empty() && this.next_request() {
                 continue;
             }
+            if this.passing == Passing::Bytes(0) {
+                this.request_bytes = this.received.len();
+                this.tell_size();
+            }
             match this.poll_fill(cx) {
                 Poll::Ready(Ok(0)) => this.ended = true,
-                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Ok(bytes)) => {
+                    this.request_bytes += bytes;
+                    this.tell_size();
+                }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => ready!(this.poll_late(cx)),
             }
@@ -313,7 +348,7 @@ impl Write for GuardedIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write(cx, bytes);
-        this.poll_written(cx, written)
+        this.poll_written(cx, bytes.len(), written)
     }
 
     fn poll_write_vectored(
@@ -323,7 +358,7 @@ impl Write for GuardedIo {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
-        this.poll_written(cx, written)
+        this.poll_written(cx, slices.iter().map(|slice| slice.len()).sum(), written)
     }
 
     fn is_write_vectored(&self) -> bool {

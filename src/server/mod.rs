@@ -3,9 +3,11 @@
 //! One file a route; the outcome of a notification becomes HTTP in [`notify`] and nowhere else.
 
 mod address;
+mod connections;
 mod guard;
 mod head;
 mod health;
+mod limits;
 mod notification_log;
 mod notify;
 mod return_page;
@@ -13,18 +15,19 @@ mod status;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
+use nix::sys::resource::{Resource, getrlimit};
 use rust_i18n::t;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -34,15 +37,23 @@ use crate::config::Current;
 use crate::gateways::Gateways;
 use crate::reconcile::Reconciler;
 use crate::store::{Cause, Store};
+use connections::{Connections, Place};
 use guard::GuardedIo;
 use head::HEAD_BYTES_MAX;
 #[cfg(any(test, fuzzing))]
 pub(crate) use head::{Framing, HeadScanner, Progress};
 pub(crate) use health::PATH as HEALTH_PATH;
+use limits::{Bucket, Rate};
 pub(crate) use notify::PATH as NOTIFY_PATH;
 
-/// How many connections are open at the same time; more wait in the system's queue. Each takes some 20 KiB.
+/// How many connections are open at the same time, where the system allows as many descriptors. Each takes some 15 KiB.
 const CONNECTIONS_MAX: u32 = 4096;
+/// How many descriptors are left for everything else: the database, the bot's API, questions to gateways.
+const OTHER_DESCRIPTORS: u64 = 512;
+/// How many connections there are however few descriptors.
+const CONNECTIONS_MIN: u64 = 64;
+/// How long the end of one connection may take that makes room for another.
+const ROOM_PAUSE: Duration = Duration::from_millis(10);
 /// How long a body may be, in bytes.
 const BODY_BYTES_MAX: usize = 16 * 1024;
 /// How long a body may take to arrive.
@@ -53,6 +64,8 @@ const RETURN_QUESTION_TIMEOUT: Duration = Duration::from_secs(8);
 const LEAVE_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long accepting pauses when the system has no descriptors or memory for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often that is logged.
+const ACCEPT_FAILURES_LOGGED: Rate = Rate { burst: 10, interval: Duration::from_mins(1) };
 
 type Response = hyper::Response<Full<Bytes>>;
 
@@ -161,44 +174,49 @@ pub(crate) async fn serve(
     mut phases: watch::Receiver<Phase>,
     drain: impl Fn() -> Duration,
 ) -> Drained {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
+    let max = connections_max();
+    let permits = Arc::new(Semaphore::new(max as usize));
+    let places = Connections::new();
     let (told, observed) = watch::channel(Phase::Serving);
-    let welcome = |(stream, peer, permit): Accepted| {
-        tokio::spawn(connection(permit, stream, peer, Arc::clone(&site), observed.clone()));
+    let welcome = |(arrived, permit): (Arrived, _)| {
+        let is_proxy = site.config.load().trusted_proxies.contains(arrived.peer);
+        if let Some(place) = places.admit(arrived.peer, is_proxy) {
+            tokio::spawn(connection(permit, arrived, place, Arc::clone(&site), observed.clone()));
+        }
     };
+    let mut door = Door { listener, next: None, failures: Bucket::new(ACCEPT_FAILURES_LOGGED) };
     let mut housekeeping = pin!(site.keep_house());
     let phase = loop {
         tokio::select! {
             biased;
             phase = reached(&mut phases, Phase::Leaving { shared: false }) => break phase,
             () = &mut housekeeping => unreachable!("housekeeping never ends"),
-            accepted = accept(&listener, &connections) => welcome(accepted),
+            accepted = door.accept(&permits, &places) => welcome(accepted),
         }
     };
     told.send_replace(phase);
-    if phase == (Phase::Leaving { shared: true }) {
-        drop(listener);
-    } else {
-        // Who has connected before the end is served: closing the listener resets those that wait in its queue.
-        for accepted in backlog(listener, &connections) {
-            welcome(accepted);
-        }
+    // Who has connected before the end is served: closing the listener resets those that wait in its queue.
+    let Door { listener, next, .. } = door;
+    let backlog = (phase != Phase::Leaving { shared: true }).then(|| backlog(listener)).into_iter().flatten();
+    for arrived in next.into_iter().chain(backlog).take(max as usize) {
+        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { break };
+        welcome((arrived, permit));
     }
     if phase < Phase::Stopping {
         let leaving = async {
             tokio::select! {
-                _ = connections.acquire_many(CONNECTIONS_MAX) => {}
+                _ = permits.acquire_many(max) => {}
                 _ = reached(&mut phases, Phase::Stopping) => {}
             }
         };
         let _ = timeout(LEAVE_TIMEOUT, leaving).await;
         told.send_replace(Phase::Stopping);
     }
-    let all = connections.acquire_many(CONNECTIONS_MAX);
+    let all = permits.acquire_many(max);
     if timeout(drain(), all).await.is_ok() {
         return Drained::Fully;
     }
-    let open = CONNECTIONS_MAX as usize - connections.available_permits();
+    let open = max as usize - permits.available_permits();
     told.send_replace(Phase::Cut);
     Drained::Partly(open)
 }
@@ -208,35 +226,75 @@ async fn reached(phases: &mut watch::Receiver<Phase>, phase: Phase) -> Phase {
     phases.wait_for(|now| *now >= phase).await.map_or(Phase::Stopping, |now| *now)
 }
 
+/// How many connections there are descriptors for.
+fn connections_max() -> u32 {
+    let (descriptors, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
+    let left = descriptors.saturating_sub(OTHER_DESCRIPTORS).max(CONNECTIONS_MIN);
+    u32::try_from(left).unwrap_or(u32::MAX).min(CONNECTIONS_MAX)
+}
+
 /// What waits in the listener's queue, which is closed when it is found empty.
 ///
 /// By the system's own call: tokio would first have to hear that there is something, and who connects in the meantime is lost.
-fn backlog(listener: TcpListener, connections: &Arc<Semaphore>) -> impl Iterator<Item = Accepted> {
+fn backlog(listener: TcpListener) -> impl Iterator<Item = Arrived> {
     let listener = listener.into_std();
     std::iter::from_fn(move || {
-        let permit = Arc::clone(connections).try_acquire_owned().ok()?;
         let (stream, peer) = listener.as_ref().ok()?.accept().ok()?;
         stream.set_nonblocking(true).ok()?;
-        Some((TcpStream::from_std(stream).ok()?, peer.ip().to_canonical(), permit))
+        Some(Arrived::new(TcpStream::from_std(stream).ok()?, peer))
     })
-    .take(CONNECTIONS_MAX as usize)
 }
 
-/// A connection, where it comes from, and its permit to be open.
-type Accepted = (TcpStream, IpAddr, OwnedSemaphorePermit);
+/// A connection, and where it comes from.
+struct Arrived {
+    stream: TcpStream,
+    peer: IpAddr,
+}
 
-async fn accept(listener: &TcpListener, connections: &Arc<Semaphore>) -> Accepted {
-    let permit = Arc::clone(connections).acquire_owned().await.expect("the semaphore is never closed");
-    let mut told = false;
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => return (stream, peer.ip().to_canonical(), permit),
-            Err(error) if is_about_one_connection(&error) => {}
-            Err(error) => {
-                if !std::mem::replace(&mut told, true) {
-                    log::error!("{}", t!("log.accept_failed", error = error));
+impl Arrived {
+    fn new(stream: TcpStream, peer: SocketAddr) -> Self {
+        Self { stream, peer: peer.ip().to_canonical() }
+    }
+}
+
+/// Where connections come in.
+struct Door {
+    listener: TcpListener,
+    /// Has come, and waits for a permit.
+    next: Option<Arrived>,
+    failures: Bucket,
+}
+
+impl Door {
+    /// The next connection, with its permit to be open; where there is none left, another one has to go.
+    async fn accept(&mut self, permits: &Arc<Semaphore>, places: &Connections) -> (Arrived, OwnedSemaphorePermit) {
+        if self.next.is_none() {
+            self.next = Some(self.arrival().await);
+        }
+        let permit = loop {
+            if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
+                break permit;
+            }
+            places.make_room();
+            // Its end takes a moment. Where all wait for us, none can go, and the next look is worth while soon.
+            if let Ok(permit) = timeout(ROOM_PAUSE, Arc::clone(permits).acquire_owned()).await {
+                break permit.expect("the semaphore is never closed");
+            }
+        };
+        (self.next.take().expect("has just come"), permit)
+    }
+
+    async fn arrival(&self) -> Arrived {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, peer)) => return Arrived::new(stream, peer),
+                Err(error) if is_about_one_connection(&error) => {}
+                Err(error) => {
+                    if self.failures.take() {
+                        log::error!("{}", t!("log.accept_failed", error = error));
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
-                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
@@ -251,17 +309,18 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 async fn connection(
     // First, so that it is given back last: who has all permits knows that nothing of any connection is left.
     _permit: OwnedSemaphorePermit,
-    stream: TcpStream,
-    peer: IpAddr,
+    Arrived { stream, peer }: Arrived,
+    place: Place,
     site: Arc<Site>,
     mut phases: watch::Receiver<Phase>,
 ) {
     // Answers are one small packet each: waiting to fill it helps nobody.
     let _ = stream.set_nodelay(true);
-    let io = GuardedIo::new(stream);
+    let place = Arc::new(place);
+    let io = GuardedIo::new(stream, Arc::clone(&place));
     let control = io.control();
     let service = service_fn(|request: Request<Incoming>| {
-        let (site, control) = (&site, &control);
+        let (site, control, place) = (&site, &control, &place);
         async move {
             // A chunked body's end is hyper's knowledge alone, so its connection is not used again; see `guard`.
             let chunked = request.headers().contains_key(TRANSFER_ENCODING);
@@ -274,10 +333,16 @@ async fn connection(
             if let Some(asked) = asked.filter(|_| response.status().is_client_error()) {
                 log::debug!("{} {asked}: {peer}", response.status());
             }
-            let closes = matches!(response.status(), StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
+            let closes = match response.status() {
+                StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE => true,
+                // A proxy's connection is others' as well.
+                StatusCode::TOO_MANY_REQUESTS => !place.is_of_proxy(),
+                _ => false,
+            };
             if chunked || closes || refusal.is_some() || control.is_on_last_request() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
+            place.waits();
             Ok::<_, Infallible>(response)
         }
     });
@@ -295,6 +360,7 @@ async fn connection(
             biased;
             // How a client ends its connection is its own affair.
             _ = connection.as_mut() => return,
+            () = place.dismissed() => return,
             changed = phases.changed() => match (*phases.borrow_and_update(), changed) {
                 (Phase::Serving, Ok(())) => {}
                 (Phase::Leaving { .. }, Ok(())) => control.leave(),
@@ -317,17 +383,25 @@ fn announced_length(request: &Request<Incoming>) -> u64 {
 }
 
 /// Reads a whole body within its limits, or says which one it broke.
-async fn read_body(body: Incoming) -> Result<Bytes, StatusCode> {
+async fn read_body(body: Incoming) -> Result<Vec<u8>, StatusCode> {
     if hyper::body::Body::is_end_stream(&body) {
-        return Ok(Bytes::new());
+        return Ok(Vec::new());
     }
-    let collected = Limited::new(body, BODY_BYTES_MAX).collect();
-    match timeout(BODY_TIMEOUT, collected).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(StatusCode::PAYLOAD_TOO_LARGE),
-        Ok(Err(_)) => Err(StatusCode::BAD_REQUEST),
-        Err(_) => Err(StatusCode::REQUEST_TIMEOUT),
+    timeout(BODY_TIMEOUT, gather(body)).await.unwrap_or(Err(StatusCode::REQUEST_TIMEOUT))
+}
+
+/// Copied as it comes: each piece, and be it one byte, keeps the whole buffer that it was read into.
+async fn gather(mut body: Incoming) -> Result<Vec<u8>, StatusCode> {
+    let mut gathered = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| StatusCode::BAD_REQUEST)?;
+        let Ok(piece) = frame.into_data() else { continue };
+        if gathered.len() + piece.len() > BODY_BYTES_MAX {
+            return Err(StatusCode::PAYLOAD_TOO_LARGE);
+        }
+        gathered.extend_from_slice(&piece);
     }
+    Ok(gathered)
 }
 
 fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response {

@@ -1,4 +1,4 @@
-//! What the log says of notifications: all settlements, and so many a second of every other outcome.
+//! What the log says of notifications: all settlements, and every other outcome at a rate that fills no disk.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use rust_i18n::t;
 
+use super::limits::{Bucket, Rate};
 use crate::clock::Timestamp;
 use crate::settlement::{Claim, Outcome};
 use crate::store::{Credited, Settlement, StoreError};
 
 /// The target of these records, whichever file writes them.
 const TARGET: &str = "webhookctl::notify";
-/// How many notifications of one outcome are logged in a second: whoever forges callbacks, or holds a valid one and sends it
-/// again and again, must not fill the disk.
-const LOGGED_PER_S: u64 = 50;
+/// How often an outcome is logged of callbacks that anybody can forge.
+const FORGED: Rate = Rate { burst: 50, interval: Duration::from_secs(5) };
+/// How often an outcome is logged of those that are vouched for: whoever holds a valid one can send it again and again.
+const REPEATED: Rate = Rate { burst: 100, interval: Duration::from_millis(500) };
 /// How much of each field that a stranger chose is logged, and kept apart from the payload.
 const FIELD_CHARS_MAX: usize = 64;
 
@@ -33,12 +35,21 @@ pub(super) fn shortened(field: &str) -> String {
     field.chars().take(FIELD_CHARS_MAX).collect()
 }
 
-#[derive(Default)]
 pub(super) struct NotificationLog {
     /// One for each outcome.
     budgets: [Budget; Outcome::ALL.len()],
     /// The minute in which it was last told that a previous key is still used.
     previous_key_told: AtomicI64,
+}
+
+impl Default for NotificationLog {
+    fn default() -> Self {
+        let budget = |number: usize| {
+            let room = Bucket::new(if Outcome::ALL[number].is_rejection() { FORGED } else { REPEATED });
+            Budget { room, unlogged: AtomicU64::new(0) }
+        };
+        Self { budgets: std::array::from_fn(budget), previous_key_told: AtomicI64::default() }
+    }
 }
 
 impl NotificationLog {
@@ -109,6 +120,11 @@ impl NotificationLog {
         }
     }
 
+    /// A notification that is not worth a record of its own.
+    pub(super) fn leave_out(&self, outcome: Outcome) {
+        self.budgets[outcome as usize].unlogged.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Tells how many records there was no room for since this was last told.
     pub(super) fn report_unlogged(&self) {
         for (outcome, budget) in Outcome::ALL.iter().zip(&self.budgets) {
@@ -120,44 +136,49 @@ impl NotificationLog {
     }
 
     fn has_room_for(&self, outcome: Outcome) -> bool {
-        self.budgets[outcome as usize].take(Timestamp::now())
-    }
-}
-
-/// So many records a second, and a count of those that there was no room for.
-#[derive(Default)]
-struct Budget {
-    second: AtomicI64,
-    used: AtomicU64,
-    unlogged: AtomicU64,
-}
-
-impl Budget {
-    /// Takes room for a record at the time `now`; counts it where there is none.
-    fn take(&self, now: Timestamp) -> bool {
-        let second = now.ms().div_euclid(1000);
-        if self.second.swap(second, Ordering::Relaxed) != second {
-            self.used.store(0, Ordering::Relaxed);
-        }
-        let has_room = self.used.fetch_add(1, Ordering::Relaxed) < LOGGED_PER_S;
+        let has_room = self.budgets[outcome as usize].room.take();
         if !has_room {
-            self.unlogged.fetch_add(1, Ordering::Relaxed);
+            self.leave_out(outcome);
         }
         has_room
     }
 }
 
+/// Room for records, and a count of those that there was none for.
+struct Budget {
+    room: Bucket,
+    unlogged: AtomicU64,
+}
+
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
-    fn a_flood_is_logged_by_number() {
-        let budget = Budget::default();
-        let at = Timestamp::from_ms;
-        let logged = (0..1000).filter(|_| budget.take(at(5_000))).count();
-        assert_eq!(logged, 50);
-        assert_eq!(budget.unlogged.load(Ordering::Relaxed), 950);
-        assert!(budget.take(at(6_000)));
+    fn each_outcome_has_its_own_room_and_what_is_left_out_is_counted_but_not_diagnosed() {
+        let log = NotificationLog::default();
+        let diagnosed = Cell::new(0);
+        let reject = |outcome| {
+            let refused = Refused { outcome, reason: "".into(), claimed: [None, None, None] };
+            log.rejection(&refused, [10, 0, 0, 1].into(), || {
+                diagnosed.set(diagnosed.get() + 1);
+                None
+            });
+        };
+        (0..1000).for_each(|_| reject(Outcome::BadSignature));
+        assert_eq!(diagnosed.get(), 50);
+        (0..30).for_each(|_| reject(Outcome::Malformed));
+        assert_eq!(diagnosed.get(), 80);
+        log.leave_out(Outcome::BadSignature);
+        let logged = (0..1000).filter(|_| log.has_room_for(Outcome::Duplicate)).count();
+        assert!((100..=102).contains(&logged), "{logged}");
+        let unlogged = |outcome: Outcome| log.budgets[outcome as usize].unlogged.load(Ordering::Relaxed);
+        assert_eq!(unlogged(Outcome::BadSignature), 951);
+        assert_eq!(unlogged(Outcome::Malformed), 0);
+        assert_eq!(usize::try_from(unlogged(Outcome::Duplicate)).unwrap(), 1000 - logged);
+        log.report_unlogged();
+        assert_eq!(unlogged(Outcome::BadSignature), 0, "told once");
     }
 }

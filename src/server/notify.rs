@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use super::limits::{Attention, Forgers};
 use super::notification_log::{NotificationLog, Refused, shortened};
 use super::{Response, read_body, text};
 use crate::clock::Timestamp;
@@ -49,6 +50,7 @@ pub(super) struct Notify {
     gateways: Arc<Gateways>,
     hints: Arc<Semaphore>,
     log: Arc<NotificationLog>,
+    forgers: Forgers,
     /// Settlements that their gateways no longer wait for.
     late: TaskTracker,
 }
@@ -62,7 +64,15 @@ struct Believed {
 impl Notify {
     pub(super) fn new(config: Current, store: Store, gateways: Arc<Gateways>) -> Self {
         let hints = Arc::new(Semaphore::new(HINTS_MAX));
-        Self { config, store, gateways, hints, log: Arc::default(), late: TaskTracker::new() }
+        Self {
+            config,
+            store,
+            gateways,
+            hints,
+            log: Arc::default(),
+            forgers: Forgers::default(),
+            late: TaskTracker::new(),
+        }
     }
 
     pub(super) async fn answer(&self, request: Request<Incoming>, client: IpAddr) -> Response {
@@ -73,19 +83,18 @@ impl Notify {
             Err(status) => return text(status, FAIL),
         };
         // The two are never merged: a gateway signs one of them.
-        let payload =
-            if is_post && !body.is_empty() { body.into() } else { head.uri.query().unwrap_or_default().into() };
+        let payload = if is_post && !body.is_empty() { body } else { head.uri.query().unwrap_or_default().into() };
         let receipt = Receipt {
             received_at: Timestamp::now(),
             client: Some(client),
             method: if is_post { "POST" } else { "GET" },
             payload,
         };
-        let outcome = match self.judge(&receipt, client) {
-            Ok(believed) => self.settle(believed, receipt, client).await,
-            Err(refused) => self.reject(refused, receipt, client),
+        let believed = match self.judge(&receipt, client) {
+            Ok(believed) => believed,
+            Err(refused) => return text(self.reject(refused, receipt, client), FAIL),
         };
-        match outcome {
+        match self.settle(believed, receipt, client).await {
             Outcome::Overloaded | Outcome::StoreError => text(StatusCode::SERVICE_UNAVAILABLE, FAIL),
             outcome if outcome.is_success() => text(StatusCode::OK, SUCCESS),
             _ => text(StatusCode::OK, FAIL),
@@ -104,15 +113,11 @@ impl Notify {
         if !merchant.allow_ips.is_empty() && !merchant.allow_ips.contains(client) {
             return Err(refused(Outcome::AddressNotAllowed));
         }
-        let notification = unverified.verify(&merchant.credentials, receipt.received_at).map_err(|error| {
-            if merchant.proof == Proof::Query {
-                self.take_hint(merchant, unverified.out_trade_no(), receipt.received_at);
-            }
-            match error {
+        let notification =
+            unverified.verify(&merchant.credentials, receipt.received_at).map_err(|error| match error {
                 VerifyError::BadSignature => refused(Outcome::BadSignature),
                 VerifyError::Stale => refused(Outcome::Stale),
-            }
-        })?;
+            })?;
         if notification.by_previous_key {
             self.log.previous_key(&notification.pid);
         }
@@ -121,9 +126,17 @@ impl Notify {
 
     /// Where callbacks are only hints, even one that proves nothing has its order asked about soon: one gateway signs in a way
     /// that nobody knows. Whoever guesses an order's number achieves a question, every few seconds at most.
-    fn take_hint(&self, merchant: &Merchant, order_no: &str, now: Timestamp) {
+    fn take_hint(&self, refused: &Refused, now: Timestamp) {
+        let (Outcome::BadSignature | Outcome::Stale, [Some(pid), Some(order_no), _]) =
+            (refused.outcome, &refused.claimed)
+        else {
+            return;
+        };
+        if self.config.load().merchant(pid).is_none_or(|merchant| merchant.proof != Proof::Query) {
+            return;
+        }
         let Ok(permit) = Arc::clone(&self.hints).try_acquire_owned() else { return };
-        let (store, order_no, pid) = (self.store.clone(), order_no.to_owned(), merchant.pid.clone());
+        let (store, order_no, pid) = (self.store.clone(), order_no.clone(), pid.clone());
         tokio::spawn(async move {
             let _permit = permit;
             if let Err(error) = store.ask_soon(order_no, pid, now).await {
@@ -161,14 +174,21 @@ impl Notify {
         Outcome::Overloaded
     }
 
-    fn reject(&self, refused: Refused, mut receipt: Receipt, client: IpAddr) -> Outcome {
+    /// Does with a notification that proved nothing what its sender may still cost us; the status of the answer.
+    fn reject(&self, refused: Refused, mut receipt: Receipt, client: IpAddr) -> StatusCode {
+        let attention = self.forgers.failed(client);
+        if attention != Attention::Full {
+            self.log.leave_out(refused.outcome);
+            return if attention == Attention::Refused { StatusCode::TOO_MANY_REQUESTS } else { StatusCode::OK };
+        }
+        self.take_hint(&refused, receipt.received_at);
         self.log.rejection(&refused, client, || self.diagnosis(&refused, &receipt.payload));
         let Refused { outcome, reason, claimed } = refused;
         let payload_bytes = receipt.payload.len();
         receipt.payload.truncate(REJECTED_PAYLOAD_BYTES_MAX);
         receipt.payload.shrink_to_fit();
         self.store.reject(Rejection { outcome, reason: reason.into(), claimed, receipt, payload_bytes });
-        outcome
+        StatusCode::OK
     }
 
     /// In which known wrong way it is signed, for whoever reads the log.

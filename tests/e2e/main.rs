@@ -16,6 +16,7 @@ mod doctor;
 mod events;
 mod explain;
 mod gateway;
+mod hostile;
 mod http;
 mod lifecycle;
 mod logs;

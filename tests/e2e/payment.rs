@@ -426,17 +426,6 @@ fn send_at_once(service: &Service, requests: &[String]) -> Vec<Client> {
     senders.into_iter().flat_map(|sender| sender.join().unwrap()).collect()
 }
 
-/// Raises this process's limit; `false` where it may not have so many.
-fn allow_descriptors(needed: u64) -> bool {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-    if hard < needed {
-        eprintln!("skipped: this test needs {needed} descriptors, and {hard} are allowed");
-    }
-    hard >= needed
-}
-
 #[test]
 fn too_many_at_once_are_told_to_come_again() {
     const CONNECTIONS: usize = 3500;

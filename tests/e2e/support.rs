@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -471,6 +471,26 @@ impl HalfSent {
     }
 }
 
+/// A connection from one of the loopback addresses: each of them is a stranger of its own to the service.
+pub fn connect_from(from: Ipv4Addr, to: SocketAddr) -> std::io::Result<TcpStream> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    bind(&socket, &SocketAddrV4::new(from, 0))?;
+    connect(&socket, &to)?;
+    Ok(socket.into())
+}
+
+/// Raises this process's limit of descriptors; `false` where it may not have so many.
+pub fn allow_descriptors(needed: u64) -> bool {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    if hard < needed {
+        eprintln!("skipped: this test needs {needed} descriptors, and {hard} are allowed");
+    }
+    hard >= needed
+}
+
 /// A connection that sends bytes as they are.
 pub struct Client {
     pub stream: TcpStream,
@@ -503,6 +523,12 @@ impl Client {
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Response {
         self.write(bytes);
         self.response().expect("an answer")
+    }
+
+    /// [`Client::send`] where the other end may have closed the connection.
+    pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> Option<Response> {
+        self.stream.write_all(bytes.as_ref()).ok()?;
+        self.response()
     }
 
     pub fn get(&mut self, target: &str) -> Response {
