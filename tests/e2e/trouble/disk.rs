@@ -222,9 +222,12 @@ impl Drop for Faults {
 fn a_disk_that_fails_refuses_payments_until_it_works() {
     let mut shop = Shop::new(10);
     let service = shop.sandbox.serve();
-    for (calls, fault) in
-        [("fsync,fdatasync", "error=EIO"), ("pwrite64", "error=EIO"), ("pwrite64", "error=EROFS"), ("pwrite64", "error=EDQUOT")]
-    {
+    for (calls, fault) in [
+        ("fsync,fdatasync", "error=EIO"),
+        ("pwrite64", "error=EIO"),
+        ("pwrite64", "error=EROFS"),
+        ("pwrite64", "error=EDQUOT"),
+    ] {
         shop.sell(&service);
         let Some(faults) = Faults::inject(&service, calls, fault) else { return };
         shop.is_refused(&service);
