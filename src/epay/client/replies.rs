@@ -52,7 +52,7 @@ impl Replies {
 
     /// What became of a refund, by a reply with this HTTP status.
     pub(crate) fn refund(&self, body: &[u8], status: u16, now: Timestamp) -> RefundReply {
-        let reply = Reply { status, body: Bytes::copy_from_slice(body), retry_after: None };
+        let reply = Reply { status, body: Bytes::copy_from_slice(body), retry_after: None, date: None, location: None };
         let asked =
             RefundAsked { pid: self.pid, order_no: &self.order_no, trade_no: self.trade_no, amount: self.amount };
         RefundReply::read(&self.protocol, &reply, &asked, now)
