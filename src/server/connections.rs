@@ -5,32 +5,30 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use super::limits::network;
 
 /// How many connections one client may have, other than a trusted proxy.
 const PER_CLIENT_MAX: usize = 256;
-/// How many bytes of a request, or of answers to be taken, each connection may hold; what is beyond that has to share.
-const FREE_BYTES: usize = 4096;
-/// How many bytes beyond that all connections together may hold. With the buffers around it, a byte costs about two.
-const HELD_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How many bytes of a request, or of answers that nobody takes, each connection may hold; an honest one has no more.
+pub(super) const FREE_BYTES: usize = 4096;
+/// How many connections may hold more at the same time, up to the limits of head and body. Each takes some 40 KiB.
+const LARGE_MAX: usize = 256;
 
 /// All that are open.
 pub(super) struct Connections {
     started: Instant,
     open: Mutex<Open>,
+    large: Arc<Semaphore>,
 }
 
 #[derive(Default)]
-struct Open {
-    clients: HashMap<Client, Vec<Arc<Stay>>>,
-    held_bytes: usize,
-}
+struct Open(HashMap<Client, Vec<Arc<Stay>>>);
 
 /// Whose connections are counted together.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,8 +42,8 @@ enum Client {
 struct Stay {
     /// Since when we have been waiting for the client, in microseconds after the start; [`AT_WORK`] where it waits for us.
     waiting_since: AtomicU64,
-    /// Beyond what is free. Changed only with the lock of [`Open`].
-    held_bytes: AtomicUsize,
+    /// It holds more than is free, or wants to.
+    is_large: AtomicBool,
     dismissed: Notify,
 }
 
@@ -60,24 +58,24 @@ pub(super) struct Place {
 
 impl Connections {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { started: Instant::now(), open: Mutex::default() })
+        Arc::new(Self { started: Instant::now(), open: Mutex::default(), large: Arc::new(Semaphore::new(LARGE_MAX)) })
     }
 
     /// A place for a connection from `peer`; `None` where this client has too many already, all of which wait for us.
     pub(super) fn admit(self: &Arc<Self>, peer: IpAddr, is_proxy: bool) -> Option<Place> {
         let client = if is_proxy { Client::Proxy(peer) } else { Client::Network(network(peer)) };
         let mut open = self.open();
-        let number = open.clients.get(&client).map_or(0, Vec::len);
+        let number = open.0.get(&client).map_or(0, Vec::len);
         if !is_proxy && number >= PER_CLIENT_MAX {
             let (_, longest) = open.longest_of(client, |_| true)?;
             open.dismiss(client, longest);
         }
         let stay = Arc::new(Stay {
             waiting_since: AtomicU64::new(self.now()),
-            held_bytes: AtomicUsize::new(0),
+            is_large: AtomicBool::new(false),
             dismissed: Notify::new(),
         });
-        open.clients.entry(client).or_default().push(Arc::clone(&stay));
+        open.0.entry(client).or_default().push(Arc::clone(&stay));
         drop(open);
         Some(Place { all: Arc::clone(self), client, stay })
     }
@@ -85,7 +83,7 @@ impl Connections {
     /// Has one connection end, if there is one that can: of the client that has the most of them, a proxy's as the last.
     pub(super) fn make_room(&self) {
         let mut open = self.open();
-        let networks = open.clients.iter().filter(|(client, _)| matches!(client, Client::Network(_)));
+        let networks = open.0.iter().filter(|(client, _)| matches!(client, Client::Network(_)));
         let most = networks.max_by_key(|(_, stays)| stays.len()).map(|(client, _)| *client);
         let of_most = most.and_then(|client| Some((client, open.longest_of(client, |_| true)?.1)));
         if let Some((client, at)) = of_most.or_else(|| open.longest(|_| true)) {
@@ -105,28 +103,26 @@ impl Connections {
 impl Open {
     /// Which of the client's connections has kept us waiting for longest: since when, and its place in the list.
     fn longest_of(&self, client: Client, may_go: impl Fn(&Stay) -> bool) -> Option<(u64, usize)> {
-        let stays = self.clients.get(&client)?.iter().enumerate().filter(|(_, stay)| may_go(stay));
+        let stays = self.0.get(&client)?.iter().enumerate().filter(|(_, stay)| may_go(stay));
         let longest = stays.map(|(at, stay)| (stay.waiting_since.load(Ordering::Relaxed), at)).min();
         longest.filter(|(since, _)| *since != AT_WORK)
     }
 
     /// Which of all has.
     fn longest(&self, may_go: impl Fn(&Stay) -> bool) -> Option<(Client, usize)> {
-        let clients = self.clients.keys().filter_map(|&client| Some((client, self.longest_of(client, &may_go)?)));
+        let clients = self.0.keys().filter_map(|&client| Some((client, self.longest_of(client, &may_go)?)));
         clients.min_by_key(|(_, (since, _))| *since).map(|(client, (_, at))| (client, at))
     }
 
     /// Tells a connection to end, and forgets it.
     fn dismiss(&mut self, client: Client, at: usize) {
-        if let Some(stays) = self.clients.get_mut(&client) {
-            let stay = stays.swap_remove(at);
-            self.held_bytes -= stay.held_bytes.swap(0, Ordering::Relaxed);
-            stay.dismissed.notify_one();
+        if let Some(stays) = self.0.get_mut(&client) {
+            stays.swap_remove(at).dismissed.notify_one();
         }
     }
 
     fn place_of(&self, place: &Place) -> Option<usize> {
-        self.clients.get(&place.client)?.iter().position(|stay| Arc::ptr_eq(stay, &place.stay))
+        self.0.get(&place.client)?.iter().position(|stay| Arc::ptr_eq(stay, &place.stay))
     }
 }
 
@@ -141,23 +137,22 @@ impl Place {
         self.stay.waiting_since.store(self.all.now(), Ordering::Relaxed);
     }
 
-    /// How many bytes of a request and of answers the connection holds now. Where that is too much for all together, the one
-    /// that has held some for longest has to go.
-    pub(super) fn holds(&self, bytes: usize) {
-        let bytes = bytes.saturating_sub(FREE_BYTES);
-        if bytes == self.stay.held_bytes.load(Ordering::Relaxed) {
-            return;
+    /// The connection is to hold more than [`FREE_BYTES`], for which it needs one of these. Where there is none, whoever has kept
+    /// us waiting for longest with as much has to go.
+    pub(super) fn grow(&self) -> Arc<Semaphore> {
+        if self.all.large.available_permits() == 0 {
+            let mut open = self.all.open();
+            if let Some((client, at)) = open.longest(|stay| stay.is_large.load(Ordering::Relaxed)) {
+                open.dismiss(client, at);
+            }
         }
-        let mut open = self.all.open();
-        if open.place_of(self).is_none() {
-            return;
-        }
-        let before = self.stay.held_bytes.swap(bytes, Ordering::Relaxed);
-        open.held_bytes = open.held_bytes - before + bytes;
-        while open.held_bytes > HELD_BYTES_MAX {
-            let Some((client, at)) = open.longest(|stay| stay.held_bytes.load(Ordering::Relaxed) > 0) else { return };
-            open.dismiss(client, at);
-        }
+        self.stay.is_large.store(true, Ordering::Relaxed);
+        Arc::clone(&self.all.large)
+    }
+
+    /// The connection has given it back.
+    pub(super) fn shrink(&self) {
+        self.stay.is_large.store(false, Ordering::Relaxed);
     }
 
     /// Whether many clients may share the connection.
@@ -174,10 +169,11 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut open = self.all.open();
-        let Some(at) = open.place_of(self) else { return };
-        open.dismiss(self.client, at);
-        if open.clients.get(&self.client).is_some_and(Vec::is_empty) {
-            open.clients.remove(&self.client);
+        if let Some(at) = open.place_of(self) {
+            open.dismiss(self.client, at);
+        }
+        if open.0.get(&self.client).is_some_and(Vec::is_empty) {
+            open.0.remove(&self.client);
         }
     }
 }

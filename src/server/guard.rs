@@ -4,7 +4,7 @@
 //! in its place stands a request of the method [`REFUSED`], so that the answer takes its turn behind earlier ones, and
 //! nothing is read after it.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,9 +16,11 @@ use bytes::{Buf, BytesMut};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::PollSemaphore;
 
-use super::connections::Place;
+use super::connections::{FREE_BYTES, Place};
 use super::head::{Framing, HeadScanner, Progress, Refusal};
 
 /// The method of the request that stands for a refused one.
@@ -88,9 +90,11 @@ pub(super) struct GuardedIo {
     scanner: HeadScanner,
     control: Arc<Control>,
     place: Arc<Place>,
-    /// How many bytes of the present request have been received, and how many of answers the client does not take.
+    /// How many bytes of the present request have been received.
     request_bytes: usize,
-    unsent_bytes: usize,
+    /// The permit to hold more than is free, and the way to it.
+    large: Option<OwnedSemaphorePermit>,
+    wish: Option<PollSemaphore>,
     waiting: Waiting,
     /// Since when no further requests are let in.
     draining_since: Option<Instant>,
@@ -131,7 +135,8 @@ impl GuardedIo {
             control: Arc::default(),
             place,
             request_bytes: 0,
-            unsent_bytes: 0,
+            large: None,
+            wish: None,
             waiting: Waiting::FirstByte(Instant::now() + HEAD_TIMEOUT),
             draining_since: None,
             is_new: true,
@@ -178,9 +183,21 @@ impl GuardedIo {
         bytes > 0
     }
 
-    /// Says how much memory this connection takes.
-    fn tell_size(&self) {
-        self.place.holds(self.request_bytes + self.unsent_bytes);
+    /// Waits until this connection may hold more than [`FREE_BYTES`].
+    fn poll_large(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.large.is_some() {
+            return Poll::Ready(());
+        }
+        let wish = self.wish.get_or_insert_with(|| PollSemaphore::new(self.place.grow()));
+        self.large = ready!(wish.poll_acquire(cx));
+        self.wish = None;
+        Poll::Ready(())
+    }
+
+    fn be_small(&mut self) {
+        if self.large.take().is_some() {
+            self.place.shrink();
+        }
     }
 
     /// Looks for the next request in what was received; whether one may be handed over now.
@@ -218,6 +235,42 @@ impl GuardedIo {
                 result => return Poll::Ready(result),
             }
         }
+    }
+
+    /// Waits for the first request, or for the end. Until then hyper would only have a buffer, and there may be many who
+    /// never say anything.
+    pub(super) async fn first_request(&mut self) {
+        let come = poll_fn(|cx| {
+            while self.passing == Passing::Bytes(0) && !self.ended {
+                if ready!(self.poll_more(cx)).is_err() {
+                    self.ended = true;
+                }
+            }
+            Poll::Ready(())
+        });
+        come.await;
+    }
+
+    /// Takes a step towards the next bytes that may be handed over.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.passing == Passing::Bytes(0) {
+            self.request_bytes = self.received.len();
+            if !self.received.is_empty() && self.next_request() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        if self.request_bytes < FREE_BYTES {
+            self.be_small();
+        } else if self.poll_large(cx).is_pending() {
+            return self.poll_late(cx).map(Ok);
+        }
+        match self.poll_fill(cx) {
+            Poll::Ready(Ok(0)) => self.ended = true,
+            Poll::Ready(Ok(bytes)) => self.request_bytes += bytes,
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Pending => ready!(self.poll_late(cx)),
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Nothing came: is the client late? Ready where something was done about it.
@@ -298,18 +351,23 @@ impl GuardedIo {
         }
     }
 
-    /// What became of writing `bytes`.
+    /// What became of writing so many bytes.
     fn poll_written(
         &mut self,
         cx: &mut Context<'_>,
         bytes: usize,
         written: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        self.unsent_bytes = if written.is_ready() { 0 } else { bytes };
-        self.tell_size();
         if written.is_ready() {
             self.write_deadline = None;
             return written;
+        }
+        if bytes > FREE_BYTES && self.large.is_none() {
+            // Who takes no answers does not wait for room, either.
+            let Ok(large) = self.place.grow().try_acquire_owned() else {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            };
+            self.large = Some(large);
         }
         let deadline = *self.write_deadline.get_or_insert_with(|| Instant::now() + WRITE_TIMEOUT);
         ready!(self.poll_deadline(cx, deadline));
@@ -324,22 +382,7 @@ impl Read for GuardedIo {
             if this.hand_over(&mut to) || this.ended {
                 return Poll::Ready(Ok(()));
             }
-            if this.passing == Passing::Bytes(0) && !this.received.is_empty() && this.next_request() {
-                continue;
-            }
-            if this.passing == Passing::Bytes(0) {
-                this.request_bytes = this.received.len();
-                this.tell_size();
-            }
-            match this.poll_fill(cx) {
-                Poll::Ready(Ok(0)) => this.ended = true,
-                Poll::Ready(Ok(bytes)) => {
-                    this.request_bytes += bytes;
-                    this.tell_size();
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => ready!(this.poll_late(cx)),
-            }
+            ready!(this.poll_more(cx))?;
         }
     }
 }

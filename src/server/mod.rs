@@ -29,6 +29,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
 use nix::sys::resource::{Resource, getrlimit};
 use rust_i18n::t;
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
@@ -46,14 +47,16 @@ pub(crate) use health::PATH as HEALTH_PATH;
 use limits::{Bucket, Rate};
 pub(crate) use notify::PATH as NOTIFY_PATH;
 
-/// How many connections are open at the same time, where the system allows as many descriptors. Each takes some 15 KiB.
-const CONNECTIONS_MAX: u32 = 4096;
+/// How many connections are open at the same time, where the system allows as many descriptors. Each takes some 20 KiB.
+const CONNECTIONS_MAX: u32 = 2560;
 /// How many descriptors are left for everything else: the database, the bot's API, questions to gateways.
 const OTHER_DESCRIPTORS: u64 = 512;
 /// How many connections there are however few descriptors.
 const CONNECTIONS_MIN: u64 = 64;
 /// How long the end of one connection may take that makes room for another.
 const ROOM_PAUSE: Duration = Duration::from_millis(10);
+/// How much the system keeps for each connection and direction: it would keep megabytes for who never reads.
+const SOCKET_BUFFER_BYTES: usize = 64 * 1024;
 /// How long a body may be, in bytes.
 const BODY_BYTES_MAX: usize = 16 * 1024;
 /// How long a body may take to arrive.
@@ -174,6 +177,7 @@ pub(crate) async fn serve(
     mut phases: watch::Receiver<Phase>,
     drain: impl Fn() -> Duration,
 ) -> Drained {
+    limit_buffers(&listener);
     let max = connections_max();
     let permits = Arc::new(Semaphore::new(max as usize));
     let places = Connections::new();
@@ -231,6 +235,15 @@ fn connections_max() -> u32 {
     let (descriptors, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
     let left = descriptors.saturating_sub(OTHER_DESCRIPTORS).max(CONNECTIONS_MIN);
     u32::try_from(left).unwrap_or(u32::MAX).min(CONNECTIONS_MAX)
+}
+
+/// Connections have the sizes of their listener.
+fn limit_buffers(listener: &TcpListener) {
+    let sizes = set_socket_recv_buffer_size(listener, SOCKET_BUFFER_BYTES)
+        .and_then(|()| set_socket_send_buffer_size(listener, SOCKET_BUFFER_BYTES));
+    if let Err(error) = sizes {
+        log::debug!("setsockopt: {error}");
+    }
 }
 
 /// What waits in the listener's queue, which is closed when it is found empty.
@@ -317,7 +330,7 @@ async fn connection(
     // Answers are one small packet each: waiting to fill it helps nobody.
     let _ = stream.set_nodelay(true);
     let place = Arc::new(place);
-    let io = GuardedIo::new(stream, Arc::clone(&place));
+    let mut io = GuardedIo::new(stream, Arc::clone(&place));
     let control = io.control();
     let service = service_fn(|request: Request<Incoming>| {
         let (site, control, place) = (&site, &control, &place);
@@ -346,15 +359,16 @@ async fn connection(
             Ok::<_, Infallible>(response)
         }
     });
-    let mut connection = pin!(
-        http1::Builder::new()
-            // The guard has timeouts for heads, and answers them.
-            .header_read_timeout(None)
-            // Who sends a request and closes that end at once still gets the answer.
-            .half_close(true)
-            .max_buf_size(2 * HEAD_BYTES_MAX)
-            .serve_connection(io, service)
-    );
+    let mut builder = http1::Builder::new();
+    // The guard has timeouts for heads, and answers them.
+    builder.header_read_timeout(None);
+    // Who sends a request and closes that end at once still gets the answer.
+    builder.half_close(true);
+    builder.max_buf_size(2 * HEAD_BYTES_MAX);
+    let mut connection = pin!(async {
+        io.first_request().await;
+        builder.serve_connection(io, service).await
+    });
     loop {
         tokio::select! {
             biased;
