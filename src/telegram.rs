@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::config::Telegram;
 use crate::outgoing::{Client, OutgoingError, Reply, excerpt};
+use crate::secret::MASK;
 
 /// How long one message may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -146,7 +147,7 @@ impl Bot {
         let Ok(Identity { result }) = serde_json::from_slice(&reply.body) else {
             return Err(SendError::Other(reply.status));
         };
-        Ok(excerpt(&result.username, DESCRIPTION_CHARS_TOLD))
+        Ok(excerpt(&result.username.replace(&self.token, MASK), DESCRIPTION_CHARS_TOLD))
     }
 
     fn judge(&self, reply: &Reply) -> Result<(), SendError> {
@@ -156,7 +157,7 @@ impl Bot {
             200 if answer.ok => Ok(()),
             400 => {
                 // Whatever it is that answers may repeat what it was asked.
-                let description = answer.description.replace(&self.token, "***");
+                let description = answer.description.replace(&self.token, MASK);
                 Err(SendError::BadRequest(excerpt(&description, DESCRIPTION_CHARS_TOLD)))
             }
             401 | 404 => Err(SendError::BadToken),

@@ -30,8 +30,11 @@ pub(super) fn secrets(loaded: &Loaded) -> Check {
     let secrets = &loaded.secrets;
     let own = loaded.source.file.as_ref().filter(|file| file.is_absolute());
     let mut complaints = Vec::new();
-    for file in secrets.files.iter().chain(own) {
-        let holds_secrets = Some(file) != own || secrets.inline;
+    let secret = |file| (file, true);
+    // Whoever can change the key that proves a callback can make callbacks.
+    let public = loaded.config.merchants.iter().filter_map(|merchant| merchant.platform_public_key_file.as_ref());
+    let others = own.map(|file| (file, secrets.inline)).into_iter().chain(public.map(|file| (file, false)));
+    for (file, holds_secrets) in secrets.files.iter().map(secret).chain(others) {
         let Ok(metadata) = file.metadata() else { continue };
         let (path, mode) = (file.display(), format!("{:04o}", metadata.mode() & 0o7777));
         // A pipe has no readers but us.
@@ -103,8 +106,8 @@ pub(super) fn disk(config: &Config) -> Check {
     let DatabaseUrl::Sqlite(database) = &config.database.url;
     let mut seen = BTreeSet::new();
     let mut worst: Option<Check> = None;
-    for file in [database, &config.log.file] {
-        let Some((there, metadata)) = nearest(file) else { continue };
+    for directory in [database, &config.log.file].into_iter().filter_map(|file| file.parent()) {
+        let Some((there, metadata)) = nearest(directory) else { continue };
         if !seen.insert(metadata.dev()) {
             continue;
         }

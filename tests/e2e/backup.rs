@@ -172,3 +172,44 @@ fn a_restore_that_is_killed_leaves_the_old_database_or_the_new_one() {
         }
     }
 }
+
+#[test]
+fn a_copy_that_is_interrupted_leaves_nothing() {
+    let sandbox = Sandbox::new();
+    sandbox.order(1001);
+    let database = sandbox.database();
+    database.execute_batch("CREATE TABLE filler (a)").unwrap();
+    for _ in 0..64 {
+        database.execute("INSERT INTO filler VALUES (zeroblob(1 << 20))", []).unwrap();
+    }
+    drop(database);
+    fs::create_dir(sandbox.path("copies")).unwrap();
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut command = sandbox.command(&["backup", "create", "copies/a"]);
+        let mut creating = Process::spawn(command.stdout(Stdio::null()).stderr(Stdio::null()));
+        wait_until("it has begun", || !files(&sandbox.path("copies")).is_empty());
+        creating.signal(signal);
+        let code = creating.wait().code();
+        // It may have been done by then.
+        let expected: &[&str] = if code == Some(0) { &["a"] } else { &[] };
+        assert!(matches!(code, Some(0 | 1)), "{code:?}");
+        assert_eq!(files(&sandbox.path("copies")), expected.iter().map(|name| (*name).to_owned()).collect());
+        let _ = fs::remove_file(sandbox.path("copies/a"));
+    }
+}
+
+#[test]
+fn root_does_not_put_a_file_there_that_the_services_user_cannot_open() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let order = sandbox.order(1001);
+    assert_eq!(sandbox.run(&["backup", "create", "copy"]).code, 0);
+    std::os::unix::fs::chown(sandbox.database_file(), Some(12345), None).unwrap();
+    let before = files(&sandbox.path("data"));
+    let refused = sandbox.run(&["backup", "restore", "copy"]);
+    assert_eq!(refused.code, 4, "{refused:?}");
+    assert_eq!(files(&sandbox.path("data")), before);
+    assert_eq!(sandbox.status(&order), "pending");
+}

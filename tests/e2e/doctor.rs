@@ -7,6 +7,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use rusqlite::Connection;
 use serde_json::Value;
 
+use crate::manager::without_privileges;
 use crate::simulated_gateway::Gateway;
 use crate::stand_in::{Reply, Request, StandIn};
 use crate::support::*;
@@ -240,6 +241,17 @@ fn what_others_can_read_or_change_is_told() {
     expect(&sandbox, "secrets", "ok", "");
     mode(&key, 0o604);
     expect(&sandbox, "secrets", "problem", "1002.key");
+    // Everyone may read the key that proves callbacks, and nobody else change it.
+    let public = sandbox.path("platform.pem");
+    fs::write(&public, include_str!("../keys/v2_platform_public.pem")).unwrap();
+    configure(
+        &sandbox,
+        &format!("[[merchant]]\npid = \"{PID}\"\nprotocol = \"v2\"\nplatform_public_key_file = \"platform.pem\"\n"),
+    );
+    mode(&public, 0o644);
+    expect(&sandbox, "secrets", "skipped", "");
+    mode(&public, 0o666);
+    expect(&sandbox, "secrets", "problem", "platform.pem");
 
     fs::create_dir(sandbox.path("data")).unwrap();
     mode(&sandbox.path("data"), 0o777);
@@ -248,6 +260,20 @@ fn what_others_can_read_or_change_is_told() {
     expect(&sandbox, "directories", "ok", "");
     fs::write(sandbox.path("logs"), "a file").unwrap();
     expect(&sandbox, "directories", "problem", "logs");
+}
+
+#[test]
+fn what_this_user_cannot_write_is_told() {
+    let (gateway, telegram) = (gateway(), telegram());
+    let sandbox = sandbox(&gateway.url(), &telegram.url());
+    fs::set_permissions(sandbox.path("webhookctl.toml"), Permissions::from_mode(0o644)).unwrap();
+    fs::create_dir(sandbox.path("data")).unwrap();
+    fs::set_permissions(sandbox.path("data"), Permissions::from_mode(0o555)).unwrap();
+    let told = Outcome::of(without_privileges(&sandbox, &["doctor", "--json"]).output().unwrap());
+    assert_eq!(told.code, 10, "{told:?}");
+    let report = serde_json::from_str(&told.stdout).unwrap();
+    let (state, text) = check(&report, "directories");
+    assert!(state == "problem" && text.contains("data") && text.contains("Permission denied"), "{text}");
 }
 
 #[test]

@@ -117,7 +117,7 @@ fn a_start_that_fails_says_why() {
 }
 
 /// The program as a user who may do nothing; it has to be where that user can reach it.
-fn without_privileges(sandbox: &Sandbox, arguments: &[&str]) -> Command {
+pub fn without_privileges(sandbox: &Sandbox, arguments: &[&str]) -> Command {
     let program = sandbox.path("webhookctl");
     if !program.exists() {
         fs::copy(env!("CARGO_BIN_EXE_webhookctl"), &program).unwrap();
