@@ -25,6 +25,7 @@ use hyper::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
+use nix::sys::resource::{Resource, getrlimit};
 use rust_i18n::t;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -41,6 +42,8 @@ pub(crate) use notify::PATH as NOTIFY_PATH;
 
 /// How many connections are open at the same time; more wait in the system's queue. Each takes some 20 KiB.
 const CONNECTIONS_MAX: u32 = 4096;
+/// How many of the process's descriptors connections leave to all else: the database, logs, gateways, Telegram, commands.
+const DESCRIPTORS_KEPT: u64 = 128;
 /// How long a body may be, in bytes.
 const BODY_BYTES_MAX: usize = 16 * 1024;
 /// How long a body may take to arrive.
@@ -159,7 +162,8 @@ pub(crate) async fn serve(
     mut phases: watch::Receiver<Phase>,
     drain: impl Fn() -> Duration,
 ) -> Drained {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
+    let connections_max = connections_max();
+    let connections = Arc::new(Semaphore::new(connections_max as usize));
     let (told, observed) = watch::channel(Phase::Serving);
     let welcome = |(stream, peer, permit): Accepted| {
         tokio::spawn(connection(permit, stream, peer, Arc::clone(&site), observed.clone()));
@@ -185,20 +189,27 @@ pub(crate) async fn serve(
     if phase < Phase::Stopping {
         let leaving = async {
             tokio::select! {
-                _ = connections.acquire_many(CONNECTIONS_MAX) => {}
+                _ = connections.acquire_many(connections_max) => {}
                 _ = reached(&mut phases, Phase::Stopping) => {}
             }
         };
         let _ = timeout(LEAVE_TIMEOUT, leaving).await;
         told.send_replace(Phase::Stopping);
     }
-    let all = connections.acquire_many(CONNECTIONS_MAX);
+    let all = connections.acquire_many(connections_max);
     if timeout(drain(), all).await.is_ok() {
         return Drained::Fully;
     }
-    let open = CONNECTIONS_MAX as usize - connections.available_permits();
+    let open = connections_max as usize - connections.available_permits();
     told.send_replace(Phase::Cut);
     Drained::Partly(open)
+}
+
+/// As many as are useful, and fewer where the system gives us few descriptors.
+fn connections_max() -> u32 {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(limit, _)| limit);
+    let room = limit.saturating_sub(DESCRIPTORS_KEPT).max(limit / 2).max(1);
+    u32::try_from(room).unwrap_or(u32::MAX).min(CONNECTIONS_MAX)
 }
 
 /// Waits until `phase` or a later one; whoever decides on the phases and goes away means the end.

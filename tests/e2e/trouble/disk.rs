@@ -51,14 +51,14 @@ fn a_full_disk_refuses_payments_until_there_is_room() {
 
 #[test]
 fn a_full_disk_at_the_start_is_told_with_its_cause() {
-    let sandbox = Sandbox::new();
-    let data = sandbox.path("data");
-    fs::create_dir(&data).unwrap();
-    let Some(mount) = Mount::new(&data, "1m") else { return };
-    let filler = fill(&data);
+    let sandbox = Sandbox::with_config(&format!("{CONFIG}\n[database]\nurl = \"sqlite:small/x.db\"\n"));
+    let small = sandbox.path("small");
+    fs::create_dir(&small).unwrap();
+    let Some(mount) = Mount::new(&small, "1m") else { return };
+    let filler = fill(&small);
     let outcome = sandbox.run(&["serve"]);
     assert_eq!(outcome.code, 1, "{outcome:?}");
-    assert!(outcome.stderr.contains("telegram_bot_v2.db") && outcome.stderr.contains("full"), "{outcome:?}");
+    assert!(outcome.stderr.contains("small/x.db") && outcome.stderr.contains("full"), "{outcome:?}");
     fs::remove_file(filler).unwrap();
     sandbox.serve().stop();
     drop(mount);
@@ -89,7 +89,7 @@ fn what_another_process_keeps_locked_is_refused_within_the_gateways_patience() {
 }
 
 /// A command that has to keep to permissions, as everybody but root has to.
-fn without_privileges(sandbox: &Sandbox, arguments: &[&str]) -> Option<Command> {
+pub fn without_privileges(sandbox: &Sandbox, arguments: &[&str]) -> Option<Command> {
     if !rustix::process::geteuid().is_root() {
         return Some(sandbox.command(arguments));
     }
@@ -100,7 +100,7 @@ fn without_privileges(sandbox: &Sandbox, arguments: &[&str]) -> Option<Command> 
     Some(command)
 }
 
-fn set_mode(path: &Path, mode: u32) {
+pub fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
 }
 
