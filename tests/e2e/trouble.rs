@@ -1,6 +1,7 @@
 //! Trouble underneath the service: it says `fail` for as long as it cannot write, goes on by itself when the cause is gone, and
 //! loses nothing.
 
+mod clock;
 mod disk;
 mod files;
 mod process;

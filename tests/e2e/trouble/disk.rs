@@ -30,9 +30,12 @@ fn a_full_disk_refuses_payments_until_there_is_room() {
     let Some(mount) = Mount::new(&data, "4m") else { return };
     let mut shop = Shop::in_sandbox(sandbox, 200);
     let service = shop.sandbox.serve();
-    for _ in 0..2 {
+    // In the last rounds there is room for a row, and not for a payment.
+    for room in [0, 0, 8192, 20_480] {
         shop.sell(&service);
         let filler = fill(&data);
+        let full = fs::OpenOptions::new().write(true).open(&filler).unwrap();
+        full.set_len(full.metadata().unwrap().len() - room).unwrap();
         // What the write-ahead log has room for still settles.
         let answer = loop {
             match service.notify(&shop.next()) {
@@ -41,7 +44,10 @@ fn a_full_disk_refuses_payments_until_there_is_room() {
             }
         };
         assert_eq!(answer, (503, "fail".into()));
-        shop.is_refused(&service);
+        for _ in 0..3 {
+            shop.is_refused(&service);
+            shop.is_unwell(&service);
+        }
         fs::remove_file(filler).unwrap();
         shop.recovers(&service);
     }
@@ -222,9 +228,12 @@ impl Drop for Faults {
 fn a_disk_that_fails_refuses_payments_until_it_works() {
     let mut shop = Shop::new(10);
     let service = shop.sandbox.serve();
-    for (calls, fault) in
-        [("fsync,fdatasync", "error=EIO"), ("pwrite64", "error=EIO"), ("pwrite64", "error=EROFS"), ("pwrite64", "error=EDQUOT")]
-    {
+    for (calls, fault) in [
+        ("fsync,fdatasync", "error=EIO"),
+        ("pwrite64", "error=EIO"),
+        ("pwrite64", "error=EROFS"),
+        ("pwrite64", "error=EDQUOT"),
+    ] {
         shop.sell(&service);
         let Some(faults) = Faults::inject(&service, calls, fault) else { return };
         shop.is_refused(&service);
