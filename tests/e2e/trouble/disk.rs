@@ -8,17 +8,18 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::{Mount, Shop, forbidden, is_root, tell};
+use super::{Mount, Shop, forbidden, is_root, is_unwell, tell};
 use crate::support::*;
 
-/// Fills a file system to its last byte.
-fn fill(directory: &Path) -> PathBuf {
+/// Fills a file system to its last bytes.
+fn fill(directory: &Path, room: u64) -> PathBuf {
     let path = directory.join("filler");
     let mut file = fs::File::create(&path).unwrap();
     for size in [64 * 1024, 4096, 1] {
         let piece = vec![b'x'; size];
         while file.write_all(&piece).is_ok() {}
     }
+    file.set_len(file.metadata().unwrap().len() - room).unwrap();
     path
 }
 
@@ -33,9 +34,7 @@ fn a_full_disk_refuses_payments_until_there_is_room() {
     // In the last rounds there is room for a row, and not for a payment.
     for room in [0, 0, 8192, 20_480] {
         shop.sell(&service);
-        let filler = fill(&data);
-        let full = fs::OpenOptions::new().write(true).open(&filler).unwrap();
-        full.set_len(full.metadata().unwrap().len() - room).unwrap();
+        let filler = fill(&data, room);
         // What the write-ahead log has room for still settles.
         let answer = loop {
             match service.notify(&shop.next()) {
@@ -46,7 +45,7 @@ fn a_full_disk_refuses_payments_until_there_is_room() {
         assert_eq!(answer, (503, "fail".into()));
         for _ in 0..3 {
             shop.is_refused(&service);
-            shop.is_unwell(&service);
+            is_unwell(&service);
         }
         fs::remove_file(filler).unwrap();
         shop.recovers(&service);
@@ -61,7 +60,7 @@ fn a_full_disk_at_the_start_is_told_with_its_cause() {
     let small = sandbox.path("small");
     fs::create_dir(&small).unwrap();
     let Some(mount) = Mount::new(&small, "1m") else { return };
-    let filler = fill(&small);
+    let filler = fill(&small, 0);
     let outcome = sandbox.run(&["serve"]);
     assert_eq!(outcome.code, 1, "{outcome:?}");
     assert!(outcome.stderr.contains("small/x.db") && outcome.stderr.contains("full"), "{outcome:?}");
@@ -212,7 +211,7 @@ impl Faults {
             let status = task.unwrap().path().join("status");
             wait_until("traced", || fs::read_to_string(&status).is_ok_and(|text| !text.contains("TracerPid:\t0")));
         }
-        Some(Self { strace: strace })
+        Some(Self { strace })
     }
 }
 
