@@ -1,6 +1,7 @@
 //! Points in time, and the only place that reads the wall clock.
 
 use std::fmt;
+use std::time::Duration;
 
 use jiff::tz::{Offset, TimeZone};
 use jiff::{SignedDuration, Span, SpanRelativeTo, civil};
@@ -94,6 +95,45 @@ impl Serialize for Timestamp {
     }
 }
 
+/// Notices where the wall clock is set back, which moves all that is due at a time away.
+#[derive(Debug)]
+pub(crate) struct SetBack {
+    wall: Timestamp,
+    /// By a clock that nobody sets, and that goes on while the machine sleeps.
+    running: Duration,
+}
+
+impl SetBack {
+    /// What is less does not matter yet.
+    const LEAST_MS: i64 = 1000;
+
+    pub(crate) fn watch() -> Self {
+        Self { wall: Timestamp::now(), running: running() }
+    }
+
+    /// How many milliseconds the clock was set back by since this was last asked, or since the beginning.
+    pub(crate) fn since_last(&mut self) -> Option<i64> {
+        self.step_to(Self::watch())
+    }
+
+    fn step_to(&mut self, now: Self) -> Option<i64> {
+        let passed = i64::try_from(now.running.saturating_sub(self.running).as_millis()).unwrap_or(i64::MAX);
+        let back = self.wall.ms().saturating_add(passed).saturating_sub(now.wall.ms());
+        if back > 0 && back < Self::LEAST_MS {
+            // Small steps add up.
+            return None;
+        }
+        *self = now;
+        (back >= Self::LEAST_MS).then_some(back)
+    }
+}
+
+/// The time since the machine was started.
+fn running() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    time.try_into().unwrap_or_default()
+}
+
 /// Local time as log records carry it, `2025-07-31 10:50:09,246`. As text it has the order of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct LogTime([u8; Self::LEN]);
@@ -147,6 +187,32 @@ mod tests {
         let read = |text| Timestamp::parse_http_date(text).map(Timestamp::ms);
         assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777_000));
         assert_eq!(read("yesterday"), None);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_is_noticed_and_one_that_goes_on_is_not() {
+        let at = |wall_ms: i64, running_s: u64| SetBack {
+            wall: Timestamp::from_ms(1_700_000_000_000 + wall_ms),
+            running: Duration::from_secs(running_s),
+        };
+        let mut clock = at(0, 100);
+        for (wall_ms, running_s, back) in [
+            (1_000, 101, None),
+            (2_001, 102, None),
+            // Set back by an hour, and then no more.
+            (-3_597_000, 103, Some(3_600_000)),
+            (-3_596_000, 104, None),
+            // Set forward, which delays nothing.
+            (5_000, 105, None),
+            // By little steps.
+            (5_500, 106, None),
+            (6_000, 107, Some(1_000)),
+            // The machine slept for an hour.
+            (3_606_000, 3_707, None),
+        ] {
+            assert_eq!(clock.step_to(at(wall_ms, running_s)), back, "{running_s}");
+        }
+        assert_eq!(SetBack::watch().since_last(), None);
     }
 
     #[test]

@@ -135,7 +135,9 @@ impl Reconciler {
             Ok(Finding::NoAnswer(_) | Finding::Contradicts(_)) | Err(_) => {
                 retry_time(&self.config.load(), created_at, now).map(|at| (question.step, at))
             }
-            Ok(Finding::NotPaid(_) | Finding::WouldSettle) => next_time(&self.config.load(), created_at, now),
+            Ok(Finding::NotPaid(_) | Finding::WouldSettle) => {
+                next_time(&self.config.load(), created_at, question.step, now)
+            }
         };
         let (step, at) = next.map_or((question.step, None), |(step, at)| (step, Some(at)));
         if let Err(error) = self.store.schedule_question(order_no.clone(), step, at).await {
@@ -254,8 +256,14 @@ impl Reconciler {
 }
 
 /// The next time of the schedule after `now`, with the number of times that have passed; `None` where it was the last.
-fn next_time(config: &Config, created_at: Timestamp, now: Timestamp) -> Option<(u32, Timestamp)> {
+fn next_time(config: &Config, created_at: Timestamp, step: u32, now: Timestamp) -> Option<(u32, Timestamp)> {
     let schedule = &config.reconcile.schedule_s;
+    if created_at > now {
+        // The clock was set back since, and does not tell how old the order is.
+        let time = |step: u32| schedule.get(step as usize).copied();
+        let (passed, next) = (time(step)?, time(step + 1)?);
+        return Some((step + 1, now.plus_seconds(jittered(next.saturating_sub(passed)))));
+    }
     let (step, &seconds) = schedule.iter().enumerate().find(|(_, seconds)| created_at.plus_seconds(**seconds) > now)?;
     let step = u32::try_from(step).ok()?;
     Some((step, created_at.plus_seconds(jittered(seconds))))
@@ -299,6 +307,17 @@ mod tests {
     }
 
     #[test]
+    fn the_schedule_goes_on_where_the_clock_was_set_back() {
+        let config = Config::from_toml("[reconcile]\nschedule_s = [15, 60, 300]", Path::new("/x")).unwrap();
+        let now = Timestamp::from_ms(1_700_000_000_000);
+        let next = |step| next_time(&config, now.plus_seconds(3000), step, now);
+        let waits = |step| next(step).map(|(step, at)| (step, (at.ms() - now.ms()) / 1000));
+        assert!(matches!(waits(0), Some((1, 45..=50))), "{:?}", waits(0));
+        assert!(matches!(waits(1), Some((2, 240..=264))), "{:?}", waits(1));
+        assert_eq!(waits(2), None);
+    }
+
+    #[test]
     fn the_schedule_goes_on_where_the_clock_is() {
         let config = Config::from_toml("[reconcile]\nschedule_s = [15, 60, 300]", Path::new("/x")).unwrap();
         let created_at = Timestamp::from_ms(1_700_000_000_000);
@@ -310,7 +329,7 @@ mod tests {
             (300, None),
             (9999, None),
         ] {
-            let next = next_time(&config, created_at, created_at.plus_seconds(passed_s));
+            let next = next_time(&config, created_at, 0, created_at.plus_seconds(passed_s));
             let Some((step, seconds)) = expected else {
                 assert_eq!(next, None, "{passed_s}");
                 continue;

@@ -10,10 +10,11 @@ use rust_i18n::t;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Api, Bound, Listening};
+use crate::clock::{SetBack, Timestamp};
 use crate::config::{self, Config, Current};
 use crate::gateways::Gateways;
 use crate::outbox::{self, Buyers, Events, Notices, tell_admin};
@@ -22,6 +23,9 @@ use crate::reconcile::Reconciler;
 use crate::server::{self, Drained, Phase, Site};
 use crate::store::Store;
 use crate::telegram::Sender;
+
+/// How often it is looked whether the clock was set back.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
 
 /// The payment webhook service, opened and ready to run.
 ///
@@ -184,6 +188,7 @@ impl Background {
         parts.spawn(outbox::run(buyers, store.clone(), notices.clone(), stop.clone()));
         parts.spawn(outbox::run(events, store.clone(), notices.clone(), stop.clone()));
         parts.spawn(Arc::clone(&service.reconciler).run(stop.clone()));
+        parts.spawn(follow_clock(store.clone(), stop.clone()));
         parts.spawn(tell_admin(notices, config.clone(), store.clone(), sender, stop.clone()));
         Self { parts, stop, stopped_at: None }
     }
@@ -217,6 +222,21 @@ impl Background {
         let deadline = self.tell_to_stop() + patience;
         // What is cut here is due again by itself, when its lease ends.
         let _ = timeout_at(deadline, async { while self.parts.join_next().await.is_some() {} }).await;
+    }
+}
+
+/// What is due at a time is due by the wall clock. Where that is set back, the times go with it: nobody is to wait an hour longer.
+async fn follow_clock(store: Store, stop: CancellationToken) {
+    let mut clock = SetBack::watch();
+    let mut owed_ms: i64 = 0;
+    while stop.run_until_cancelled(sleep(LOOK_AT_CLOCK)).await.is_some() {
+        if let Some(back_ms) = clock.since_last() {
+            log::warn!("{}", t!("log.clock_set_back", seconds = back_ms / 1000));
+            owed_ms = owed_ms.saturating_add(back_ms);
+        }
+        if owed_ms > 0 && store.clock_was_set_back(owed_ms, Timestamp::now()).await.is_ok() {
+            owed_ms = 0;
+        }
     }
 }
 

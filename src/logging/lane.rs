@@ -196,6 +196,11 @@ impl LogFile {
     }
 
     fn write(&mut self, line: &str) -> io::Result<()> {
+        // Nobody would ever read what is written to a file that was removed. One that was only renamed is logrotate's affair.
+        if self.file.as_ref().is_some_and(is_removed) {
+            self.file = None;
+            self.torn = false;
+        }
         self.open()?;
         let Self { file: Some(file), torn, .. } = self else { return Err(io::ErrorKind::NotFound.into()) };
         if *torn {
@@ -230,6 +235,10 @@ impl Sink for LogFile {
         *self = Self { file: Some(file), ..Self::new(path, self.console.take()) };
         Ok(())
     }
+}
+
+fn is_removed(file: &File) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|stat| stat.st_nlink == 0)
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -322,6 +331,20 @@ mod tests {
         lane.send(&"four\n".into());
         lane.flush(patience);
         assert_eq!((read("x.log.1"), read("x.log")), ("one\ntwo\n".to_owned(), "three\nfour\n".to_owned()));
+    }
+
+    #[test]
+    fn a_file_that_is_removed_is_followed_by_a_new_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("logs/x.log");
+        let mut file = LogFile::new(path.clone(), None);
+        file.write_line("one\n").unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file.write_line("two\n").unwrap();
+        std::fs::remove_dir_all(directory.path().join("logs")).unwrap();
+        file.write_line("three\n").unwrap();
+        file.write_line("four\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "three\nfour\n");
     }
 
     #[test]

@@ -49,10 +49,9 @@ pub(crate) use notify::PATH as NOTIFY_PATH;
 
 /// How many connections are open at the same time, where the system allows as many descriptors. Each takes some 20 KiB.
 const CONNECTIONS_MAX: u32 = 2560;
-/// How many descriptors are left for everything else: the database, the bot's API, questions to gateways.
-const OTHER_DESCRIPTORS: u64 = 512;
-/// How many connections there are however few descriptors.
-const CONNECTIONS_MIN: u64 = 64;
+/// How many descriptors are left for everything else: the database, the bot's API, questions to gateways. Half of them, where they
+/// are few.
+const OTHER_DESCRIPTORS: u64 = 256;
 /// How long the end of one connection may take that makes room for another.
 const ROOM_PAUSE: Duration = Duration::from_millis(10);
 /// How much the system keeps for each connection and direction: it would keep megabytes for who never reads.
@@ -233,7 +232,7 @@ async fn reached(phases: &mut watch::Receiver<Phase>, phase: Phase) -> Phase {
 /// How many connections there are descriptors for.
 fn connections_max() -> u32 {
     let (descriptors, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
-    let left = descriptors.saturating_sub(OTHER_DESCRIPTORS).max(CONNECTIONS_MIN);
+    let left = descriptors.saturating_sub(OTHER_DESCRIPTORS).max(descriptors / 2).max(1);
     u32::try_from(left).unwrap_or(u32::MAX).min(CONNECTIONS_MAX)
 }
 

@@ -422,6 +422,11 @@ impl Store {
         self.read(move |db| read::ledger(db, telegram_id, limit)).await
     }
 
+    /// The wall clock was set back by so many milliseconds and says `now`: nothing is due later for that.
+    pub(crate) async fn clock_was_set_back(&self, by_ms: i64, now: Timestamp) -> Result<(), StoreError> {
+        self.write(move |db| write::bring_forward(db, by_ms, now)).await
+    }
+
     /// From now on, or no longer, leaves the database free for a moment after each commit, so that another process which has as
     /// much to write gets its turn: SQLite has no queue for those who wait.
     pub(crate) fn make_room(&self, yes: bool) {

@@ -39,6 +39,8 @@ struct Trouble {
     refusal: StoreError,
     /// Where what was open is kept.
     rescued: Option<PathBuf>,
+    /// What was last told of it.
+    told: Option<String>,
 }
 
 impl Database {
@@ -94,7 +96,8 @@ impl Database {
         if self.trouble.is_none() {
             log::error!(target: TARGET, "{refusal}");
         }
-        let mut rescued = self.trouble.take().and_then(|trouble| trouble.rescued);
+        let earlier = self.trouble.take();
+        let (mut rescued, told) = earlier.map(|trouble| (trouble.rescued, trouble.told)).unwrap_or_default();
         let result = match standing {
             _ if self.connection.is_none() => self.open_again(),
             Standing::NoDatabase => self.write_back(),
@@ -109,11 +112,13 @@ impl Database {
             log::warn!(target: TARGET, "{}", t!("log.place_restored", path = self.place.path().display()));
             return Ok(());
         };
-        let is_told = matches!(standing, Standing::Other(_) | Standing::Hidden(..)) && rescued.is_some();
-        if !is_told {
-            log::error!(target: TARGET, "{}", t!("log.place_not_restored", error = error));
+        // Told again only where it is another cause.
+        let cause = error.to_string();
+        if cause != refusal.to_string() && told.as_ref() != Some(&cause) {
+            log::error!(target: TARGET, "{}", t!("log.place_not_restored", error = cause));
         }
-        self.trouble = Some(Trouble { tried_at: Instant::now(), refusal: refusal.clone(), rescued });
+        let told = Some(cause);
+        self.trouble = Some(Trouble { tried_at: Instant::now(), refusal: refusal.clone(), rescued, told });
         Err(refusal)
     }
 

@@ -11,6 +11,9 @@ use crate::settlement::{Effect, decide};
 /// How many rejections are kept.
 pub(super) const REJECTIONS_KEPT: usize = 10_000;
 
+/// How much a heartbeat writes.
+const HEARTBEAT_BYTES: u32 = 64 * 1024;
+
 /// Loads what the decision needs, decides, and writes what follows from it together with the receipt.
 pub(super) fn settle(db: &Connection, settle: &Settle, tells_bot: bool) -> Result<Settlement, StoreError> {
     let claim = &settle.claim;
@@ -191,11 +194,29 @@ pub(super) fn set_pay_page(db: &Connection, order_no: &str, page: &PayPage) -> R
     Ok(())
 }
 
-/// Writes something small, to see whether it can be done.
+/// Has everything that is due after `now` become due so many milliseconds earlier.
+pub(super) fn bring_forward(db: &Connection, by_ms: i64, now: Timestamp) -> Result<(), StoreError> {
+    for update in [
+        "UPDATE outbox SET due_at_ms = due_at_ms - :by WHERE state = 'due' AND due_at_ms > :now",
+        "UPDATE reconciliation SET due_at_ms = due_at_ms - :by WHERE due_at_ms > :now",
+        "UPDATE orders SET expires_at_ms = expires_at_ms - :by WHERE status = 'pending' AND expires_at_ms > :now",
+    ] {
+        db.prepare_cached(update)?.execute(named_params! { ":by": by_ms, ":now": now.ms() })?;
+    }
+    Ok(())
+}
+
+/// Writes about as much as a payment, to see whether it can be done: on a full disk there may be room for a row.
 pub(super) fn heartbeat(db: &Connection) -> Result<(), StoreError> {
     db.prepare_cached(
         "INSERT INTO heartbeat (id, beats) VALUES (1, 1) ON CONFLICT (id) DO UPDATE SET beats = beats + 1",
     )?
     .execute([])?;
+    // Another text each time: SQLite does not write what is the same already.
+    db.prepare_cached(
+        "INSERT INTO memory (name, value) SELECT 'heartbeat', printf('%.*c', ?, beats % 10) FROM heartbeat WHERE TRUE
+         ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+    )?
+    .execute([HEARTBEAT_BYTES])?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Trouble underneath the service: it says `fail` for as long as it cannot write, goes on by itself when the cause is gone, and
 //! loses nothing.
 
+mod clock;
 mod disk;
 mod files;
 mod process;
@@ -38,13 +39,7 @@ impl Shop {
     #[track_caller]
     fn is_refused(&self, service: &Service) {
         assert_eq!(service.notify(&self.next()), (503, "fail".into()), "{:#?}", service.log());
-        self.is_unwell(service);
-    }
-
-    #[track_caller]
-    fn is_unwell(&self, service: &Service) {
-        let health = service.get("/payment/health");
-        assert_eq!((health.status, health.body.contains("unavailable")), (503, true), "{health:?}");
+        is_unwell(service);
     }
 
     /// The cause is gone: the service notices by itself, and what was refused settles when it is sent again.
@@ -79,6 +74,12 @@ impl Shop {
         let audit = self.sandbox.json(&["audit", "--json"]);
         assert_eq!((audit["findings"].as_i64(), audit["settled"].as_i64()), (Some(0), Some(paid)), "{audit}");
     }
+}
+
+#[track_caller]
+fn is_unwell(service: &Service) {
+    let health = service.get("/payment/health");
+    assert_eq!((health.status, health.body.contains("unavailable")), (503, true), "{health:?}");
 }
 
 /// Whether a test may do what only root can. Where it is not root, the test is to pass without it.

@@ -8,17 +8,18 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::{Mount, Shop, forbidden, is_root, tell};
+use super::{Mount, Shop, forbidden, is_root, is_unwell, tell};
 use crate::support::*;
 
-/// Fills a file system to its last byte.
-fn fill(directory: &Path) -> PathBuf {
+/// Fills a file system to its last bytes.
+fn fill(directory: &Path, room: u64) -> PathBuf {
     let path = directory.join("filler");
     let mut file = fs::File::create(&path).unwrap();
     for size in [64 * 1024, 4096, 1] {
         let piece = vec![b'x'; size];
         while file.write_all(&piece).is_ok() {}
     }
+    file.set_len(file.metadata().unwrap().len() - room).unwrap();
     path
 }
 
@@ -30,9 +31,10 @@ fn a_full_disk_refuses_payments_until_there_is_room() {
     let Some(mount) = Mount::new(&data, "4m") else { return };
     let mut shop = Shop::in_sandbox(sandbox, 200);
     let service = shop.sandbox.serve();
-    for _ in 0..2 {
+    // In the last rounds there is room for a row, and not for a payment.
+    for room in [0, 0, 8192, 20_480] {
         shop.sell(&service);
-        let filler = fill(&data);
+        let filler = fill(&data, room);
         // What the write-ahead log has room for still settles.
         let answer = loop {
             match service.notify(&shop.next()) {
@@ -41,7 +43,10 @@ fn a_full_disk_refuses_payments_until_there_is_room() {
             }
         };
         assert_eq!(answer, (503, "fail".into()));
-        shop.is_refused(&service);
+        for _ in 0..3 {
+            shop.is_refused(&service);
+            is_unwell(&service);
+        }
         fs::remove_file(filler).unwrap();
         shop.recovers(&service);
     }
@@ -51,14 +56,14 @@ fn a_full_disk_refuses_payments_until_there_is_room() {
 
 #[test]
 fn a_full_disk_at_the_start_is_told_with_its_cause() {
-    let sandbox = Sandbox::new();
-    let data = sandbox.path("data");
-    fs::create_dir(&data).unwrap();
-    let Some(mount) = Mount::new(&data, "1m") else { return };
-    let filler = fill(&data);
+    let sandbox = Sandbox::with_config(&format!("{CONFIG}\n[database]\nurl = \"sqlite:small/x.db\"\n"));
+    let small = sandbox.path("small");
+    fs::create_dir(&small).unwrap();
+    let Some(mount) = Mount::new(&small, "1m") else { return };
+    let filler = fill(&small, 0);
     let outcome = sandbox.run(&["serve"]);
     assert_eq!(outcome.code, 1, "{outcome:?}");
-    assert!(outcome.stderr.contains("telegram_bot_v2.db") && outcome.stderr.contains("full"), "{outcome:?}");
+    assert!(outcome.stderr.contains("small/x.db") && outcome.stderr.contains("full"), "{outcome:?}");
     fs::remove_file(filler).unwrap();
     sandbox.serve().stop();
     drop(mount);
@@ -89,7 +94,7 @@ fn what_another_process_keeps_locked_is_refused_within_the_gateways_patience() {
 }
 
 /// A command that has to keep to permissions, as everybody but root has to.
-fn without_privileges(sandbox: &Sandbox, arguments: &[&str]) -> Option<Command> {
+pub fn without_privileges(sandbox: &Sandbox, arguments: &[&str]) -> Option<Command> {
     if !rustix::process::geteuid().is_root() {
         return Some(sandbox.command(arguments));
     }
@@ -100,7 +105,7 @@ fn without_privileges(sandbox: &Sandbox, arguments: &[&str]) -> Option<Command> 
     Some(command)
 }
 
-fn set_mode(path: &Path, mode: u32) {
+pub fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
 }
 
@@ -206,7 +211,7 @@ impl Faults {
             let status = task.unwrap().path().join("status");
             wait_until("traced", || fs::read_to_string(&status).is_ok_and(|text| !text.contains("TracerPid:\t0")));
         }
-        Some(Self { strace: strace })
+        Some(Self { strace })
     }
 }
 
