@@ -198,7 +198,7 @@ mod tests {
         let mut clock = at(0, 100);
         for (wall_ms, running_s, back) in [
             (1_000, 101, None),
-            (2_001, 102, None),
+            (2_000, 102, None),
             // Set back by an hour, and then no more.
             (-3_597_000, 103, Some(3_600_000)),
             (-3_596_000, 104, None),

@@ -74,8 +74,10 @@ impl Database {
     /// Closes it. The last connection to close copies the write-ahead log into the database and removes it: ours, and no other.
     pub(super) fn close(mut self) {
         // What was removed can be written back now or never.
-        if let Some(trouble) = &mut self.trouble {
-            trouble.tried_at -= RETRY_PAUSE;
+        if let Some(trouble) = &mut self.trouble
+            && let Some(earlier) = trouble.tried_at.checked_sub(RETRY_PAUSE)
+        {
+            trouble.tried_at = earlier;
         }
         let is_ours = self.in_place().is_ok();
         let Some(connection) = self.connection else { return };

@@ -418,3 +418,41 @@ async fn many_processes_may_create_the_database_at_once() {
         opened.unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_delays_nothing() {
+    const HOUR_MS: i64 = 3_600_000;
+    let fixture = Fixture::new().await;
+    let store = &fixture.store;
+    let before = Timestamp::from_ms(NOW);
+    for (order_no, ask_after_s) in [("A1", 10), ("A2", 20), ("A3", 0)] {
+        let ask_at = Some(before.plus_seconds(ask_after_s));
+        let creation = Creation { ask_at, ..new_order(order_no, 1001).into() };
+        store.create_order(creation).await.unwrap();
+    }
+    store.settle(settle("A1", "T1")).await.unwrap();
+    let now = Timestamp::from_ms(NOW + 1000 - HOUR_MS);
+    store.clock_was_set_back(HOUR_MS, now).await.unwrap();
+    // A second after it was created, there is half an hour left of the one that is unpaid.
+    let expires = async |order_no| store.order(order_no).await.unwrap().unwrap().terms.expires_at;
+    assert_eq!(expires("A2").await, now.plus_seconds(1799));
+    assert_eq!(expires("A1").await, before.plus_seconds(1800), "it is paid, and its terms are kept as they were");
+    assert_eq!(store.next_due(Channel::Telegram).await.unwrap(), Some(now));
+    let due = async |now| store.due_questions("1002".into(), now, 10).await.unwrap();
+    let due_numbers = async |now| {
+        due(now).await.into_iter().map(|question| question.order.terms.order_no.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(due_numbers(now).await, ["A3"]);
+    assert_eq!(due_numbers(now.plus_seconds(19)).await, ["A3", "A2"]);
+    // What was asked before is in the future now, and no reason to wait.
+    let answered = Answered {
+        order_no: "A2".into(),
+        at: before,
+        cause: Cause::Notify,
+        answer: "unpaid".into(),
+        detail: String::new(),
+    };
+    store.keep_answer(answered).await.unwrap();
+    store.ask_soon("A2".into(), "1002".into(), now).await.unwrap();
+    assert_eq!(due_numbers(now).await.len(), 2);
+}

@@ -55,6 +55,28 @@ fn a_full_disk_refuses_payments_until_there_is_room() {
 }
 
 #[test]
+fn a_database_that_is_removed_from_a_full_disk_is_written_back_when_there_is_room() {
+    let sandbox = Sandbox::new();
+    let data = sandbox.path("data");
+    fs::create_dir(&data).unwrap();
+    let Some(mount) = Mount::new(&data, "4m") else { return };
+    let mut shop = Shop::in_sandbox(sandbox, 10);
+    let service = shop.sandbox.serve();
+    shop.sell(&service);
+    let filler = fill(&data, 0);
+    fs::remove_file(shop.sandbox.database_file()).unwrap();
+    shop.is_refused(&service);
+    service.wait_for_log("数据库文件暂时无法恢复");
+    shop.is_refused(&service);
+    fs::remove_file(filler).unwrap();
+    shop.recovers(&service);
+    let left: Vec<_> = fs::read_dir(&data).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_str().unwrap().contains("unfinished")), "{left:?}");
+    shop.settles_the_books(service);
+    drop(mount);
+}
+
+#[test]
 fn a_full_disk_at_the_start_is_told_with_its_cause() {
     let sandbox = Sandbox::with_config(&format!("{CONFIG}\n[database]\nurl = \"sqlite:small/x.db\"\n"));
     let small = sandbox.path("small");
