@@ -43,7 +43,7 @@ const REJECTED_PAYLOAD_BYTES_MAX: usize = 4096;
 /// How often it is told how many records the log had no room for.
 const UNLOGGED_REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
-pub(super) struct Notify {
+pub(crate) struct Notify {
     config: Current,
     store: Store,
     gateways: Arc<Gateways>,
@@ -60,7 +60,7 @@ struct Believed {
 }
 
 impl Notify {
-    pub(super) fn new(config: Current, store: Store, gateways: Arc<Gateways>) -> Self {
+    pub(crate) fn new(config: Current, store: Store, gateways: Arc<Gateways>) -> Self {
         let hints = Arc::new(Semaphore::new(HINTS_MAX));
         Self { config, store, gateways, hints, log: Arc::default(), late: TaskTracker::new() }
     }
@@ -81,14 +81,18 @@ impl Notify {
             method: if is_post { "POST" } else { "GET" },
             payload,
         };
-        let outcome = match self.judge(&receipt, client) {
-            Ok(believed) => self.settle(believed, receipt, client).await,
-            Err(refused) => self.reject(refused, receipt, client),
-        };
-        match outcome {
+        match self.take(receipt, client).await {
             Outcome::Overloaded | Outcome::StoreError => text(StatusCode::SERVICE_UNAVAILABLE, FAIL),
             outcome if outcome.is_success() => text(StatusCode::OK, SUCCESS),
             _ => text(StatusCode::OK, FAIL),
+        }
+    }
+
+    /// What becomes of a notification.
+    pub(crate) async fn take(&self, receipt: Receipt, client: IpAddr) -> Outcome {
+        match self.judge(&receipt, client) {
+            Ok(believed) => self.settle(believed, receipt, client).await,
+            Err(refused) => self.reject(refused, receipt, client),
         }
     }
 

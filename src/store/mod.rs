@@ -7,6 +7,8 @@
 mod accounts;
 mod audit;
 #[cfg(test)]
+pub(crate) mod faults;
+#[cfg(test)]
 pub(crate) mod fixtures;
 mod memory;
 mod outbox;
@@ -46,6 +48,10 @@ use queue::{PushError, Queue};
 pub(crate) use reconciliation::{Answered, Cause, Question};
 pub(crate) use refunds::{ByHand, Refund, RefundState};
 pub(crate) use story::{KeptAnswer, KeptReceipt, Story};
+#[cfg(test)]
+use faults::settle;
+#[cfg(not(test))]
+use write::settle;
 use writer::Job;
 
 /// How many jobs wait for the writer before more are refused.
@@ -177,7 +183,7 @@ impl From<rusqlite::Error> for StoreError {
 }
 
 /// A claim to settle by, with what it came as.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Settle {
     /// What the source says.
     pub claim: Claim,
@@ -322,6 +328,8 @@ struct Shared {
     /// Whether the outbox is for the bot as well.
     tells_bot: AtomicBool,
     outbox_growth: watch::Sender<()>,
+    #[cfg(test)]
+    faults: faults::Faults,
 }
 
 impl Store {
@@ -343,6 +351,8 @@ impl Store {
 
     fn open_file(path: &Path, queue_max: usize) -> Result<Self, StoreError> {
         let connection = schema::open(path)?;
+        #[cfg(test)]
+        let (connection, faults) = faults::Faults::install(connection)?;
         let queue = Arc::new(Queue::new(queue_max));
         let (alive, writer_alive) = watch::channel(());
         let thread = std::thread::Builder::new().name("store-writer".into());
@@ -359,14 +369,16 @@ impl Store {
             readers,
             tells_bot: AtomicBool::new(false),
             outbox_growth: watch::Sender::new(()),
+            #[cfg(test)]
+            faults,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Settles an order by what a proven source says, once, and keeps the receipt. This is the one way to credit an order.
-    pub async fn settle(&self, settle: Settle) -> Result<Settlement, StoreError> {
+    pub async fn settle(&self, claim: Settle) -> Result<Settlement, StoreError> {
         let tells_bot = self.tells_bot();
-        let settlement = self.write(move |db| write::settle(db, &settle, tells_bot)).await?;
+        let settlement = self.write(move |db| settle(db, &claim, tells_bot)).await?;
         if settlement.changed_order {
             self.outbox_grew();
         }

@@ -136,6 +136,8 @@ impl Writer {
     fn commit(&mut self, batch: Batch) {
         let mut jobs = batch.jobs;
         let committed = self.try_commit(&mut jobs, &batch.rejections);
+        #[cfg(test)]
+        let committed = super::faults::committed(committed);
         if committed.is_err() && !self.db.is_autocommit() {
             // Fails only where the transaction is gone already.
             let _ = self.db.execute_batch("ROLLBACK");
@@ -185,6 +187,10 @@ fn in_savepoint<T>(db: &Connection, work: impl FnOnce(&Connection) -> Result<T, 
         db.prepare_cached("RELEASE job")?.execute([])?;
         Ok(value)
     });
+    #[cfg(test)]
+    if super::faults::keeps_half() {
+        return result;
+    }
     if result.is_err() && !db.is_autocommit() && db.execute_batch("ROLLBACK TO job; RELEASE job").is_err() {
         // Half a job must not be committed with its neighbours: give up the whole transaction.
         let _ = db.execute_batch("ROLLBACK");
