@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::sync::{Arc, Mutex};
 
-use rusqlite::hooks::{AuthContext, AuthAction, Authorization};
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization, TransactionOperation};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{Settle, Settlement, Store, StoreError, lock, write};
@@ -30,7 +30,20 @@ struct Armed {
     /// Whether it happens at every later step, too.
     lasts: bool,
     steps: u64,
-    happened: bool,
+    /// The last thing that the writer did was to commit.
+    has_committed: bool,
+    happened: Happened,
+}
+
+/// Whether a mishap has happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Happened {
+    /// There were fewer steps.
+    No,
+    /// Before the commit: it must have had no effect.
+    Yes,
+    /// It was the commit's answer that got lost, as may happen where a disk fails: nobody knows whether it was done.
+    AfterCommit,
 }
 
 /// What the hooks of one writer obey.
@@ -44,17 +57,21 @@ impl Faults {
         let (progress, commit, prepare) = (faults.clone(), faults.clone(), faults.clone());
         connection.progress_handler(
             1,
-            Some(move || {
-                progress.is_hit(|mishap| matches!(mishap, Mishap::Interrupt | Mishap::Look(_)))
-            }),
+            Some(move || progress.is_hit(|mishap| matches!(mishap, Mishap::Interrupt | Mishap::Look(_)))),
         )?;
-        connection.commit_hook(Some(move || commit.is_hit(|mishap| matches!(mishap, Mishap::Veto | Mishap::Look(_)))))?;
+        connection.commit_hook(Some(move || {
+            let is_vetoed = commit.is_hit(|mishap| matches!(mishap, Mishap::Veto | Mishap::Look(_)));
+            commit.note_commit(!is_vetoed);
+            is_vetoed
+        }))?;
+        let change = faults.clone();
+        connection.update_hook(Some(move |_, _: &str, _: &str, _| change.note_commit(false)))?;
         connection.authorizer(Some(move |context: AuthContext<'_>| {
             // Whoever gives up a transaction must be able to say so.
             let is_way_out = matches!(
                 context.action,
-                AuthAction::Transaction { operation: rusqlite::hooks::TransactionOperation::Rollback }
-                    | AuthAction::Savepoint { operation: rusqlite::hooks::TransactionOperation::Rollback, .. }
+                AuthAction::Transaction { operation: TransactionOperation::Rollback }
+                    | AuthAction::Savepoint { operation: TransactionOperation::Rollback, .. }
             );
             if !is_way_out && prepare.is_hit(|mishap| matches!(mishap, Mishap::Deny)) {
                 Authorization::Deny
@@ -67,12 +84,18 @@ impl Faults {
 
     /// Has `mishap` happen at step number `at` from now on, and, if it `lasts`, at all later ones.
     pub(crate) fn arm(&self, mishap: Mishap, at: u64, lasts: bool) {
-        *lock(&self.0) = Some(Armed { mishap, at, lasts, steps: 0, happened: false });
+        *lock(&self.0) = Some(Armed { mishap, at, lasts, steps: 0, has_committed: false, happened: Happened::No });
     }
 
     /// Nothing happens any more; whether anything has.
-    pub(crate) fn disarm(&self) -> bool {
-        lock(&self.0).take().is_some_and(|armed| armed.happened)
+    pub(crate) fn disarm(&self) -> Happened {
+        lock(&self.0).take().map_or(Happened::No, |armed| armed.happened)
+    }
+
+    fn note_commit(&self, yes: bool) {
+        if let Some(armed) = lock(&self.0).as_mut() {
+            armed.has_committed = yes;
+        }
     }
 
     /// Whether the step at hand has to fail.
@@ -82,7 +105,9 @@ impl Faults {
         let step = armed.steps;
         armed.steps += 1;
         let is_its_time = step == armed.at || (armed.lasts && step > armed.at);
-        armed.happened |= is_its_time;
+        if is_its_time && armed.happened == Happened::No {
+            armed.happened = if armed.has_committed { Happened::AfterCommit } else { Happened::Yes };
+        }
         match &mut armed.mishap {
             Mishap::Look(look) => {
                 if is_its_time {
@@ -201,16 +226,16 @@ pub(super) fn settle(db: &Connection, settle: &Settle, tells_bot: bool) -> Resul
         db.execute("DELETE FROM receipts WHERE id = (SELECT max(id) FROM receipts)", [])?;
     }
     if has(Bug::CommitsInParts) && settlement.outcome == Outcome::Settled {
-        db.execute("UPDATE outbox SET channel = 'telegram', kind = 'review' WHERE order_id = ? AND kind = 'settled'", [order_id])?;
+        db.execute("UPDATE outbox SET kind = 'review' WHERE order_id = ? AND kind = 'settled'", [order_id])?;
         db.execute_batch("COMMIT; BEGIN IMMEDIATE; SAVEPOINT job")?;
         db.execute("UPDATE outbox SET kind = 'settled' WHERE order_id = ?", [order_id])?;
     }
     Ok(settlement)
 }
 
-/// What the writer takes for committed.
-pub(super) fn committed(committed: Result<usize, StoreError>) -> Result<usize, StoreError> {
-    if has(Bug::AnswersBeforeCommit) { Ok(committed.unwrap_or(0)) } else { committed }
+/// What the writer takes the commit's answer for.
+pub(super) fn committed(answer: rusqlite::Result<usize>) -> rusqlite::Result<usize> {
+    if has(Bug::AnswersBeforeCommit) { Ok(answer.unwrap_or(0)) } else { answer }
 }
 
 /// Whether a job that failed is left as it is.

@@ -136,8 +136,6 @@ impl Writer {
     fn commit(&mut self, batch: Batch) {
         let mut jobs = batch.jobs;
         let committed = self.try_commit(&mut jobs, &batch.rejections);
-        #[cfg(test)]
-        let committed = super::faults::committed(committed);
         if committed.is_err() && !self.db.is_autocommit() {
             // Fails only where the transaction is gone already.
             let _ = self.db.execute_batch("ROLLBACK");
@@ -166,7 +164,10 @@ impl Writer {
         }
         // A rejection that cannot be kept must not take a settlement with it.
         let kept = rejections.is_empty() || in_savepoint(db, |db| write::rejections(db, rejections)).is_ok();
-        db.prepare_cached("COMMIT")?.execute([])?;
+        let committed = db.prepare_cached("COMMIT")?.execute([]);
+        #[cfg(test)]
+        let committed = super::faults::committed(committed);
+        committed?;
         Ok(if kept { 0 } else { rejections.len() })
     }
 }

@@ -9,8 +9,8 @@ use rusqlite::Connection;
 use super::model::{FAILED, Model};
 use super::ops::{Op, REJECTIONS};
 use super::random::Random;
-use super::world::{FileCopy, Settings, World};
-use crate::store::faults::Mishap;
+use super::world::{FileCopy, Rest, Settings, World};
+use crate::store::faults::{Happened, Mishap};
 use crate::store::{AuditFinding, Store};
 
 /// What goes wrong while something is written.
@@ -30,7 +30,7 @@ pub(super) enum Trouble {
     /// The process is killed at a step.
     Crash { at: u64 },
     /// The power goes while the commit is being written: so much of it, in hundredths, is on the disk.
-    Torn { percent: u64, spoilt: bool },
+    Torn { percent: u64, rest: Rest },
 }
 
 /// What was wrong with a run.
@@ -45,6 +45,14 @@ pub(super) struct Tally {
     pub(super) steps: u64,
     pub(super) failures: u64,
     pub(super) crashes: u64,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.steps += other.steps;
+        self.failures += other.failures;
+        self.crashes += other.crashes;
+    }
 }
 
 /// The store beside its model.
@@ -86,23 +94,30 @@ impl Run {
         if !matches!(trouble, Trouble::None) {
             self.log.push(format!("  with {trouble:?}"));
         }
-        let reply = match trouble {
-            Trouble::None => self.plain(&op).await,
-            Trouble::Crash { at } => self.crash_at(&op, at).await,
-            Trouble::Torn { percent, spoilt } => self.tear(&op, percent, spoilt).await,
-            Trouble::Interrupt { .. } | Trouble::Deny { .. } | Trouble::Veto | Trouble::Locked | Trouble::Full { .. } => {
-                let reply = self.in_trouble(&op, trouble).await;
-                if reply == FAILED {
-                    self.tally.failures += 1;
-                    self.expect_unchanged("after a failure")?;
-                    self.plain(&op).await
-                } else {
-                    self.accept(&op, reply).await
-                }
-            }
-        }?;
+        let reply = match self.attempt(&op, trouble).await? {
+            Some(reply) => reply,
+            None => self.plain(&op).await?,
+        };
         self.log.push(format!("  {reply}"));
         Ok(reply)
+    }
+
+    /// Does a write once, in trouble: its answer, or `None` where it was not done, or nobody has heard of it.
+    pub(super) async fn attempt(&mut self, op: &Op, trouble: Trouble) -> Step<Option<String>> {
+        match trouble {
+            Trouble::None => self.plain(op).await.map(Some),
+            Trouble::Crash { at } => self.crash_at(op, at).await,
+            Trouble::Torn { percent, rest } => self.tear(op, percent, rest).await,
+            Trouble::Interrupt { .. } | Trouble::Deny { .. } | Trouble::Veto | Trouble::Locked | Trouble::Full { .. } => {
+                let (reply, happened) = self.in_trouble(op, trouble).await;
+                if reply == FAILED {
+                    self.tally.failures += 1;
+                    self.expect_before_or_after(op, happened == Happened::AfterCommit, "after a failure")?;
+                    return Ok(None);
+                }
+                self.accept(op, reply).await.map(Some)
+            }
+        }
     }
 
     /// Whether it can be made to fail: rejections are written when there is time, and nobody hears of it.
@@ -116,9 +131,16 @@ impl Run {
         self.log.push(format!("together with {trouble:?}: {ops:#?}"));
         let mishap = mishap(trouble);
         let replies = self.world().run_together(ops, move |store| arm(store, mishap)).await;
-        self.world().store.faults().disarm();
+        let happened = self.world().store().faults().disarm();
         self.world().write_rejections().await;
         self.log.push(format!("  {replies:?}"));
+        if happened == Happened::AfterCommit && replies.iter().all(|reply| reply == FAILED) {
+            let first = |model: Model, op| model.apply(op).swap_remove(0).1;
+            let after = ops.iter().fold(self.model.clone(), first);
+            if after.books == self.world().books() {
+                self.model = after;
+            }
+        }
         let mut failed = Vec::new();
         for (op, reply) in ops.iter().zip(replies) {
             if reply == FAILED {
@@ -183,12 +205,12 @@ impl Run {
     }
 
     /// Does a write once, in trouble.
-    async fn in_trouble(&mut self, op: &Op, trouble: Trouble) -> String {
+    async fn in_trouble(&self, op: &Op, trouble: Trouble) -> (String, Happened) {
         let world = self.world();
         match trouble {
             Trouble::Locked => {
                 let wait = |time| {
-                    world.store.on_writer(move |db| {
+                    world.store().on_writer(move |db| {
                         db.busy_timeout(time)?;
                         Ok(())
                     })
@@ -199,11 +221,11 @@ impl Run {
                 let reply = world.run(op).await;
                 other.execute_batch("ROLLBACK").unwrap();
                 wait(Duration::from_secs(2)).await.unwrap();
-                reply
+                (reply, Happened::Yes)
             }
             Trouble::Full { pages } => {
                 let limit = |sql: String| {
-                    world.store.on_writer(move |db| {
+                    world.store().on_writer(move |db| {
                         db.query_row(&sql, [], |_| Ok(()))?;
                         Ok(())
                     })
@@ -215,7 +237,7 @@ impl Run {
                 limit(format!("PRAGMA max_page_count = {}", size + pages)).await.unwrap();
                 let reply = world.run(op).await;
                 limit("PRAGMA max_page_count = 1000000000".into()).await.unwrap();
-                reply
+                (reply, Happened::Yes)
             }
             trouble => {
                 if let Trouble::Deny { .. } = trouble {
@@ -223,66 +245,60 @@ impl Run {
                         db.flush_prepared_statement_cache();
                         Ok(())
                     };
-                    world.store.on_writer(forget).await.unwrap();
+                    world.store().on_writer(forget).await.unwrap();
                 }
-                arm(&world.store, mishap(trouble));
+                arm(world.store(), mishap(trouble));
                 let reply = world.run(op).await;
-                world.store.faults().disarm();
-                reply
+                (reply, world.store().faults().disarm())
             }
         }
     }
 
-    /// Kills the process in the middle of a write, and does it again in the next.
-    async fn crash_at(&mut self, op: &Op, at: u64) -> Step<String> {
+    /// Kills the process in the middle of a write.
+    async fn crash_at(&mut self, op: &Op, at: u64) -> Step<Option<String>> {
         let copy: Arc<Mutex<Option<FileCopy>>> = Arc::default();
         let (path, kept) = (self.world().path(), Arc::clone(&copy));
         let look = Mishap::Look(Box::new(move || *kept.lock().unwrap() = Some(FileCopy::of(&path))));
-        self.world().store.faults().arm(look, at, false);
+        self.world().store().faults().arm(look, at, false);
         let reply = self.world().run(op).await;
-        self.world().store.faults().disarm();
+        self.world().store().faults().disarm();
         let Some(copy) = copy.lock().unwrap().take() else {
             // It had fewer steps.
-            return self.accept(op, reply).await;
+            return self.accept(op, reply).await.map(Some);
         };
         self.recover(copy, Some(op)).await?;
-        self.plain(op).await
+        Ok(None)
     }
 
     /// The power goes in the middle of a commit.
-    async fn tear(&mut self, op: &Op, percent: u64, spoilt: bool) -> Step<String> {
+    async fn tear(&mut self, op: &Op, percent: u64, rest: Rest) -> Step<Option<String>> {
         let before = FileCopy::of(&self.world().path());
         let reply = self.world().run(op).await;
-        let mut copy = FileCopy::of(&self.world().path());
-        let written = copy.log_length().saturating_sub(before.log_length());
-        if written == 0 {
-            return self.accept(op, reply).await;
-        }
-        let arrived = before.log_length() + written * usize::try_from(percent).unwrap() / 100;
-        if spoilt {
-            copy.spoil(arrived);
-        } else {
-            copy.tear(arrived);
-        }
+        let Some(copy) = FileCopy::of(&self.world().path()).cut_off(&before, percent, rest) else {
+            return self.accept(op, reply).await.map(Some);
+        };
         self.recover(copy, None).await?;
-        self.plain(op).await
+        Ok(None)
     }
 
     /// Goes on with what was on the disk: the books before, or (where that may be) those after `op`.
     async fn recover(&mut self, copy: FileCopy, op: Option<&Op>) -> Step {
         self.tally.crashes += 1;
         let world = self.world.take().unwrap().recover(copy).await;
-        let found = self.world.insert(world).books();
-        if found == self.model.books {
-            return Ok(());
+        self.world = Some(world);
+        match op {
+            Some(op) => self.expect_before_or_after(op, true, "after a crash"),
+            None => self.expect_unchanged("after a crash"),
         }
-        let outcomes = op.map_or_else(Vec::new, |op| self.model.apply(op));
-        let after = outcomes.into_iter().find(|(_, after)| after.books == found);
-        match after {
-            Some((_, after)) => self.model = after,
-            None => self.expect_unchanged("after a crash")?,
+    }
+
+    /// The books must be as before, or (where that `may_be`) as after `op`, and nothing between.
+    fn expect_before_or_after(&mut self, op: &Op, may_be: bool, when: &str) -> Step {
+        let found = self.world().books();
+        if may_be && let Some((_, after)) = self.model.apply(op).into_iter().find(|(_, after)| after.books == found) {
+            self.model = after;
         }
-        Ok(())
+        self.expect_unchanged(when)
     }
 
     /// Kills the process while nothing is being written.
@@ -290,6 +306,23 @@ impl Run {
         self.log.push("crash".into());
         let copy = FileCopy::of(&self.world().path());
         self.recover(copy, None).await
+    }
+
+    /// From now on, for a while, two processes write, as when one takes over from another.
+    pub(super) async fn begin_handover(&mut self) {
+        self.log.push("handover".into());
+        self.world.as_mut().unwrap().begin_handover().await;
+    }
+
+    pub(super) async fn end_handover(&mut self) -> Step {
+        self.log.push("end of the handover".into());
+        self.world.as_mut().unwrap().end_handover().await;
+        self.expect_unchanged("after the handover")
+    }
+
+    /// Which of the processes does the next write.
+    pub(super) fn turn_to(&mut self, process: usize) {
+        self.world.as_mut().unwrap().turn_to(process);
     }
 
     pub(super) async fn reopen(&mut self) -> Step {
@@ -363,11 +396,11 @@ pub(super) fn any_trouble(random: &mut Random) -> Trouble {
     let lasts = random.chance(30);
     match random.below(10) {
         0..=2 => Trouble::Interrupt { at: random.below(90), lasts },
-        3 => Trouble::Deny { at: random.below(16), lasts },
+        3 => Trouble::Deny { at: random.below(90), lasts },
         4 => Trouble::Veto,
         5 => Trouble::Locked,
         6 => Trouble::Full { pages: random.between(0, 3) },
         7 | 8 => Trouble::Crash { at: random.below(90) },
-        _ => Trouble::Torn { percent: random.below(100), spoilt: random.chance(50) },
+        _ => Trouble::Torn { percent: random.below(100), rest: *random.pick(&[Rest::Old, Rest::Nothing, Rest::Rubbish]) },
     }
 }

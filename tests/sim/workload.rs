@@ -46,10 +46,11 @@ enum Action {
     Clock,
     Crash,
     Reopen,
+    Handover,
     TellBot,
 }
 
-const ACTIONS: [(Action, u64); 16] = [
+const ACTIONS: [(Action, u64); 17] = [
     (Action::Create, 16),
     (Action::Pay, 16),
     (Action::Tell, 24),
@@ -65,6 +66,7 @@ const ACTIONS: [(Action, u64); 16] = [
     (Action::Clock, 4),
     (Action::Crash, 3),
     (Action::Reopen, 1),
+    (Action::Handover, 2),
     (Action::TellBot, 2),
 ];
 
@@ -95,6 +97,7 @@ struct Workload {
     /// Messages that their addressees have.
     delivered: BTreeSet<(String, String, String)>,
     numbers: u64,
+    is_handing_over: bool,
 }
 
 /// Runs a seed: its log and how much was done, or what was wrong.
@@ -117,6 +120,7 @@ pub(super) async fn run_seed(seed: u64, bug: Option<Bug>) -> Result<(Vec<String>
         claimed: Vec::new(),
         delivered: BTreeSet::new(),
         numbers: 0,
+        is_handing_over: false,
     };
     match workload.go().await {
         Ok(()) => {
@@ -132,6 +136,7 @@ impl Workload {
         self.create().await?;
         for _ in 0..STEPS {
             self.now += self.random.between(0, 2_000);
+            self.run.turn_to(self.random.index(2));
             let action = self.random.weighted(&self.actions);
             match action {
                 Action::Create => self.create().await?,
@@ -149,11 +154,21 @@ impl Workload {
                 Action::Clock => self.move_clock(),
                 Action::Crash => {
                     self.claimed.clear();
+                    self.is_handing_over = false;
                     self.run.crash().await?;
                 }
                 Action::Reopen => {
                     self.claimed.clear();
+                    self.is_handing_over = false;
                     self.run.reopen().await?;
+                }
+                Action::Handover if self.is_handing_over => {
+                    self.is_handing_over = false;
+                    self.run.end_handover().await?;
+                }
+                Action::Handover => {
+                    self.is_handing_over = true;
+                    self.run.begin_handover().await;
                 }
                 Action::TellBot => {
                     let yes = self.random.chance(60);
@@ -185,6 +200,7 @@ impl Workload {
         if self.run.tally.crashes > crashes {
             // Whoever had these in hand is gone.
             self.claimed.clear();
+            self.is_handing_over = false;
         }
         reply
     }
@@ -349,7 +365,7 @@ impl Workload {
     }
 
     async fn ask(&mut self, order_no: &str, step: u32) -> Step {
-        let order = self.run.world().store.order(order_no).await.unwrap().unwrap();
+        let order = self.run.world().store().order(order_no).await.unwrap().unwrap();
         let (merchant, fen) = (order.terms.merchant.clone(), order.terms.amount.fen());
         let is_own = |payment: &&Payment| payment.order_no == order_no && payment.fen == fen;
         let paid = self.payments.iter().find(is_own).map(|payment| payment.trade_no.clone());

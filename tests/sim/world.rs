@@ -64,10 +64,38 @@ fn directory() -> TempDir {
     tempfile::Builder::new().prefix("webhookctl-sim-").tempdir_in(within).unwrap()
 }
 
-/// A store, and a look past it at its file.
-pub(super) struct World {
-    pub(super) store: Store,
+/// A process: a store, and the way of a notification before it.
+struct Process {
+    store: Store,
     notify: Arc<Notify>,
+}
+
+impl Process {
+    async fn start(path: &Path, settings: Settings) -> Self {
+        static CLIENT: OnceLock<Client> = OnceLock::new();
+        let store = Store::open(&DatabaseUrl::Sqlite(path.to_owned())).await.unwrap();
+        store.tell_bot(settings.tells_bot);
+        if let Some(bug) = settings.bug {
+            store.plant(bug).await.unwrap();
+        }
+        let config = Current::new(config(settings.late));
+        let gateways = Arc::new(Gateways::new(&config, &store, CLIENT.get_or_init(Client::new)));
+        let notify = Arc::new(Notify::new(config, store.clone(), gateways));
+        Self { store, notify }
+    }
+
+    async fn end(self) {
+        let Self { store, notify } = self;
+        drop(notify);
+        store.close().await.unwrap();
+    }
+}
+
+/// The processes that write to a file (two of them while one takes over from the other), and a look past them at it.
+pub(super) struct World {
+    processes: Vec<Process>,
+    /// The one whose turn it is.
+    turn: usize,
     settings: Settings,
     beside: Connection,
     directory: TempDir,
@@ -79,19 +107,32 @@ impl World {
     }
 
     async fn open(directory: TempDir, settings: Settings) -> Self {
-        static CLIENT: OnceLock<Client> = OnceLock::new();
         let path = directory.path().join(FILE);
-        let store = Store::open(&DatabaseUrl::Sqlite(path.clone())).await.unwrap();
-        store.tell_bot(settings.tells_bot);
-        if let Some(bug) = settings.bug {
-            store.plant(bug).await.unwrap();
-        }
-        let config = Current::new(config(settings.late));
-        let gateways = Arc::new(Gateways::new(&config, &store, CLIENT.get_or_init(Client::new)));
-        let notify = Arc::new(Notify::new(config, store.clone(), gateways));
+        let processes = vec![Process::start(&path, settings).await];
         let beside = Connection::open(&path).unwrap();
         beside.pragma_update(None, "query_only", true).unwrap();
-        Self { store, notify, settings, beside, directory }
+        Self { processes, turn: 0, settings, beside, directory }
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.processes[self.turn].store
+    }
+
+    pub(super) async fn begin_handover(&mut self) {
+        if self.processes.len() == 1 {
+            self.processes.push(Process::start(&self.path(), self.settings).await);
+        }
+    }
+
+    pub(super) async fn end_handover(&mut self) {
+        while self.processes.len() > 1 {
+            self.processes.remove(0).end().await;
+        }
+        self.turn = 0;
+    }
+
+    pub(super) fn turn_to(&mut self, process: usize) {
+        self.turn = process % self.processes.len();
     }
 
     pub(super) fn url(&self) -> DatabaseUrl {
@@ -108,15 +149,18 @@ impl World {
 
     pub(super) fn tell_bot(&mut self, yes: bool) {
         self.settings.tells_bot = yes;
-        self.store.tell_bot(yes);
+        for process in &self.processes {
+            process.store.tell_bot(yes);
+        }
     }
 
     /// Ends as a service does that is told to.
     pub(super) async fn close(self) -> (TempDir, Settings) {
-        let Self { store, notify, settings, beside, directory } = self;
-        drop((notify, beside));
-        store.close().await.unwrap();
-        (directory, settings)
+        drop(self.beside);
+        for process in self.processes {
+            process.end().await;
+        }
+        (self.directory, self.settings)
     }
 
     pub(super) async fn reopen(self) -> Self {
@@ -134,19 +178,20 @@ impl World {
 
     /// Does one write, and says in a word or more how it went.
     pub(super) async fn run(&self, op: &Op) -> String {
-        run(&self.store, &self.notify, op).await
+        let Process { store, notify } = &self.processes[self.turn];
+        run(store, notify, op).await
     }
 
     /// Rejections wait for company; this is some.
     pub(super) async fn write_rejections(&self) {
-        self.store.probe().await.unwrap();
+        self.store().probe().await.unwrap();
     }
 
     /// Does several writes in one transaction, in this order; `arm` comes before it.
     pub(super) async fn run_together(&self, ops: &[Op], arm: impl FnOnce(&Store)) -> Vec<String> {
         let (entered, inside) = tokio::sync::oneshot::channel();
         let (open, gate) = std::sync::mpsc::channel();
-        let store = self.store.clone();
+        let store = self.store().clone();
         let doorkeeper = tokio::spawn(async move {
             let guard = store.on_writer(move |_| {
                 let _ = entered.send(());
@@ -160,13 +205,13 @@ impl World {
         inside.await.unwrap();
         let mut running = tokio::task::JoinSet::new();
         for (number, op) in ops.iter().cloned().enumerate() {
-            let (store, notify) = (self.store.clone(), Arc::clone(&self.notify));
+            let (store, notify) = (self.store().clone(), Arc::clone(&self.processes[self.turn].notify));
             running.spawn(async move { (number, run(&store, &notify, &op).await) });
         }
         for _ in 0..4 {
             tokio::task::yield_now().await;
         }
-        arm(&self.store);
+        arm(self.store());
         open.send(()).unwrap();
         let mut replies = running.join_all().await;
         doorkeeper.await.unwrap();
@@ -176,6 +221,14 @@ impl World {
 }
 
 const FILE: &str = "sim.db";
+
+/// What is on the disk where a write did not arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    Old,
+    Nothing,
+    Rubbish,
+}
 
 /// The files as they were at some moment.
 #[derive(Clone, Debug)]
@@ -192,20 +245,24 @@ impl FileCopy {
         Self { database: fs::read(path).unwrap(), log: fs::read(log).unwrap_or_default() }
     }
 
-    pub(super) fn log_length(&self) -> usize {
-        self.log.len()
-    }
-
-    /// The last that was written did not get as far as the disk, but for this much of it.
-    pub(super) fn tear(&mut self, length: usize) {
-        self.log.truncate(length);
-    }
-
-    /// The disk has other bytes there than were written.
-    pub(super) fn spoil(&mut self, from: usize) {
-        for byte in self.log.iter_mut().skip(from) {
-            *byte ^= 0x5a;
+    /// These files while what is different from `before` was being written: so many hundredths of it are there, and behind them what
+    /// was there before, or nothing, or rubbish. `None` where nothing was written to the log.
+    pub(super) fn cut_off(mut self, before: &Self, percent: u64, rest: Rest) -> Option<Self> {
+        let old = |at: usize| before.log.get(at).copied();
+        let is_new = |at: &usize| old(*at) != Some(self.log[*at]);
+        let first = (0..self.log.len()).find(is_new)?;
+        let last = (0..self.log.len()).rfind(is_new)?;
+        let arrived = first + (last - first) * usize::try_from(percent).unwrap() / 100;
+        self.database.clone_from(&before.database);
+        match rest {
+            Rest::Old => {
+                self.log.truncate(arrived);
+                self.log.extend(before.log.iter().skip(arrived));
+            }
+            Rest::Nothing => self.log.truncate(arrived),
+            Rest::Rubbish => self.log.iter_mut().skip(arrived).for_each(|byte| *byte ^= 0x5a),
         }
+        Some(self)
     }
 
     fn write_to(&self, directory: &Path) {
@@ -309,6 +366,8 @@ fn name_of(error: &StoreError) -> &'static str {
         StoreError::TradeReused { .. } => "trade_reused",
         StoreError::NotPaidAgain(_) => "not_paid_again",
         StoreError::KeyReused => "key_reused",
+        // Only a planted bug leaves a job without an answer.
+        StoreError::Closed => "closed",
         other => panic!("{other:?}"),
     }
 }
