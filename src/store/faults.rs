@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization, TransactionOperation};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{Settle, Settlement, Store, StoreError, lock, write};
+use super::{Settle, Settlement, Store, StoreError, lock, outbox, write};
 use crate::settlement::Outcome;
 
 /// What is done to the writer at one of its steps.
@@ -139,7 +139,7 @@ pub(crate) enum Bug {
     CreditsDuplicates,
     /// The buyer does not hear of it.
     ForgetsMessage,
-    /// The message is written in a transaction of its own.
+    /// The message is written before the settlement, in a transaction of its own.
     CommitsInParts,
     /// The receipt is not kept.
     ForgetsReceipt,
@@ -191,7 +191,13 @@ pub(super) fn settle(db: &Connection, settle: &Settle, tells_bot: bool) -> Resul
     let order = db
         .prepare_cached("SELECT amount_fen, merchant, id, telegram_id, credits FROM orders WHERE order_no = ?")?
         .query_row([&settle.claim.order_no], |row| {
-            Ok((row.get(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?, row.get::<_, i64>(3)?, row.get::<_, i64>(4)?))
+            Ok((
+                row.get(0)?,
+                row.get::<_, String>(1)?,
+                row.get::<_, i64>(2)?,
+                row.get::<_, i64>(3)?,
+                row.get::<_, i64>(4)?,
+            ))
         })
         .optional();
     let (Some(_), Ok(Some((fen, merchant, order_id, telegram_id, credits)))) = (BUG.get(), order) else {
@@ -210,6 +216,9 @@ pub(super) fn settle(db: &Connection, settle: &Settle, tells_bot: bool) -> Resul
     if has(Bug::IgnoresExpiry) {
         wrong.policy.late = crate::settlement::LatePolicy::Credit;
     }
+    if has(Bug::CommitsInParts) {
+        commit_message_first(db, &wrong, order_id, tells_bot)?;
+    }
     let settlement = write::settle(db, &wrong, tells_bot)?;
     let credits_again = matches!(settlement.outcome, Outcome::PaidAgain) && has(Bug::CreditsEveryPayment)
         || matches!(settlement.outcome, Outcome::Duplicate) && has(Bug::CreditsDuplicates);
@@ -225,12 +234,18 @@ pub(super) fn settle(db: &Connection, settle: &Settle, tells_bot: bool) -> Resul
     if has(Bug::ForgetsReceipt) && settlement.outcome != Outcome::Settled {
         db.execute("DELETE FROM receipts WHERE id = (SELECT max(id) FROM receipts)", [])?;
     }
-    if has(Bug::CommitsInParts) && settlement.outcome == Outcome::Settled {
-        db.execute("UPDATE outbox SET kind = 'review' WHERE order_id = ? AND kind = 'settled'", [order_id])?;
-        db.execute_batch("COMMIT; BEGIN IMMEDIATE; SAVEPOINT job")?;
-        db.execute("UPDATE outbox SET kind = 'settled' WHERE order_id = ?", [order_id])?;
-    }
     Ok(settlement)
+}
+
+fn commit_message_first(db: &Connection, settle: &Settle, order_id: i64, tells_bot: bool) -> Result<(), StoreError> {
+    db.execute_batch("SAVEPOINT look")?;
+    let outcome = write::settle(db, settle, tells_bot)?.outcome;
+    db.execute_batch("ROLLBACK TO look; RELEASE look")?;
+    if outcome == Outcome::Settled {
+        outbox::enqueue(db, order_id, outbox::News::Settled, tells_bot, settle.receipt.received_at)?;
+        db.execute_batch("COMMIT; BEGIN IMMEDIATE; SAVEPOINT job")?;
+    }
+    Ok(())
 }
 
 /// What the writer takes the commit's answer for.

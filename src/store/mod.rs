@@ -42,14 +42,14 @@ use crate::order::{NewOrder, Order, OrderStatus, PayPage, SettledBy, User};
 use crate::settlement::{Claim, Outcome, Policy};
 pub(crate) use accounts::{Booked, Idempotency, Spend};
 pub(crate) use audit::{Audit, Finding as AuditFinding};
+#[cfg(test)]
+use faults::settle;
 pub(crate) use memory::Trouble;
 pub(crate) use outbox::{Attempt, Channel, Delivery, DeliveryFilter, DeliveryState, News};
 use queue::{PushError, Queue};
 pub(crate) use reconciliation::{Answered, Cause, Question};
 pub(crate) use refunds::{ByHand, Refund, RefundState};
 pub(crate) use story::{KeptAnswer, KeptReceipt, Story};
-#[cfg(test)]
-use faults::settle;
 #[cfg(not(test))]
 use write::settle;
 use writer::Job;

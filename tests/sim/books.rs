@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Connection, Row};
 
+use super::ops::Payload;
+
 /// Everything that the database tells of money, orders and messages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Books {
@@ -56,7 +58,7 @@ pub(super) struct ReceiptLine {
     pub(super) trade_no: String,
     /// Whether it is filed under its order.
     pub(super) is_filed: bool,
-    pub(super) payload: Vec<u8>,
+    pub(super) payload: Payload,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,7 +144,7 @@ impl Books {
                         order_no: row.get(4)?,
                         trade_no: row.get(5)?,
                         is_filed: row.get(6)?,
-                        payload: row.get(7)?,
+                        payload: Payload(row.get(7)?),
                     })
                 },
             )?,
@@ -194,8 +196,7 @@ impl Books {
                 "SELECT key, fingerprint, order_no, credits_after
                  FROM idempotency LEFT JOIN orders ON orders.id = order_id",
                 |row| {
-                    let line =
-                        KeyLine { fingerprint: row.get(1)?, order_no: row.get(2)?, credits_after: row.get(3)? };
+                    let line = KeyLine { fingerprint: row.get(1)?, order_no: row.get(2)?, credits_after: row.get(3)? };
                     Ok((row.get(0)?, line))
                 },
             )?,
@@ -208,7 +209,8 @@ impl Books {
         let mut told = Vec::new();
         let mut compare = |what: &str, expected: Vec<String>, found: Vec<String>| {
             let missing = expected.iter().filter(|line| !found.contains(line)).map(|line| format!("- {what} {line}"));
-            let unexpected = found.iter().filter(|line| !expected.contains(line)).map(|line| format!("+ {what} {line}"));
+            let unexpected =
+                found.iter().filter(|line| !expected.contains(line)).map(|line| format!("+ {what} {line}"));
             let before = told.len();
             told.extend(missing.chain(unexpected));
             if told.len() == before && expected != found {

@@ -22,7 +22,8 @@ fn platform_key() -> &'static PrivateKey {
 }
 
 fn fields(told: &Told, random: &mut Random) -> CallbackFields {
-    let param = told.param.as_ref().map(|param| if random.chance(50) { param.replace('<', "&lt;") } else { param.clone() });
+    let param =
+        told.param.as_ref().map(|param| if random.chance(50) { param.replace('<', "&lt;") } else { param.clone() });
     // Some gateways send their receipts' worth of text: enough for pages of its own.
     let name = if random.chance(20) { "VIP白银 ".repeat(600) } else { "VIP白银".to_owned() };
     let yuan = Amount::from_fen(told.fen).unwrap().to_string();

@@ -1,6 +1,6 @@
 //! Each kind of write fails at its first step, then at its second, until it has no more of them.
 
-use super::ops::{Key, Meaning, Message, Op, Told};
+use super::ops::{Key, Meaning, Message, Op, Payload, Told};
 use super::random::Random;
 use super::run::{Broken, Run, Trouble};
 use super::world::{Rest, Settings};
@@ -46,7 +46,7 @@ fn told(order_no: &str, trade_no: &str, fen: i64) -> Told {
 fn notify(told: Told, seconds: u32) -> Op {
     // One that needs pages of its own.
     let payloads = (0..).map(|seed| callbacks::genuine(&told, at(seconds), &mut Random::new(seed)));
-    let payload = payloads.into_iter().find(|payload| payload.len() > 9_000).unwrap();
+    let payload = Payload(payloads.into_iter().find(|payload| payload.len() > 9_000).unwrap());
     let client = "203.0.113.7".parse().unwrap();
     Op::Notify { payload, client, at: at(seconds), meaning: Meaning::Genuine(told) }
 }
@@ -105,7 +105,11 @@ fn writes() -> Vec<(&'static str, Vec<Op>, Op)> {
         ("other amount", vec![create("A1")], notify(told("A1", "T1", 1), 20)),
         ("late", vec![create("A1")], notify(told("A1", "T1", 3600), 1800)),
         ("unconfirmed", vec![create("A1")], unconfirmed("A1")),
-        ("keep an answer", vec![create("A1")], Op::KeepAnswer { order_no: order_no(), at: at(15), answer: "paid".into() }),
+        (
+            "keep an answer",
+            vec![create("A1")],
+            Op::KeepAnswer { order_no: order_no(), at: at(15), answer: "paid".into() },
+        ),
         ("ask again", vec![create("A1")], Op::Schedule { order_no: order_no(), step: 1, next: Some(at(60)) }),
         ("ask no more", vec![create("A1")], Op::Schedule { order_no: order_no(), step: 1, next: None }),
         ("tidy up", settled(), Op::DueQuestions { merchant: "1002".into(), now: at(20), limit: 8 }),
@@ -155,12 +159,7 @@ fn fail_everywhere(trouble: impl Fn(u64) -> Trouble) -> u64 {
     failed
 }
 
-async fn fail_one(
-    tells_bot: bool,
-    before: Vec<Op>,
-    op: &Op,
-    trouble: impl Fn(u64) -> Trouble,
-) -> Result<u64, Broken> {
+async fn fail_one(tells_bot: bool, before: Vec<Op>, op: &Op, trouble: impl Fn(u64) -> Trouble) -> Result<u64, Broken> {
     let mut run = Run::new(Settings { late: LatePolicy::Review, tells_bot, bug: None }).await;
     run.tell_bot(tells_bot);
     for op in before {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::books::{Books, KeyLine, LedgerLine, MessageLine, OrderLine, ReceiptLine, RefundLine};
-use super::ops::{Key, Meaning, Message, Op, REJECTIONS, Told};
+use super::ops::{Key, Meaning, Message, Op, Payload, REJECTIONS, Told};
 use crate::clock::Timestamp;
 use crate::order::NewOrder;
 use crate::settlement::LatePolicy;
@@ -36,7 +36,7 @@ impl Model {
     /// Every way in which this write may turn out where nothing fails.
     pub(super) fn apply(&self, op: &Op) -> Outcomes {
         if let Op::Notify { meaning, at, payload, .. } = op {
-            return self.notify(meaning, *at, payload);
+            return self.notify(meaning, *at, &payload.0);
         }
         let mut after = self.clone();
         let reply = after.write(op);
@@ -257,7 +257,7 @@ impl Model {
             order_no: told.order_no.clone(),
             trade_no: told.trade_no.clone(),
             is_filed,
-            payload: payload.to_vec(),
+            payload: Payload(payload.to_vec()),
         });
         outcome
     }
@@ -327,7 +327,7 @@ impl Model {
             order_no: order_no.into(),
             trade_no: trade_no.into(),
             is_filed: true,
-            payload: super::world::REASON.into(),
+            payload: Payload(super::world::REASON.into()),
         });
     }
 
@@ -372,9 +372,8 @@ impl Model {
             return "no_such_order".into();
         }
         let trades = |outcome: &str| -> BTreeSet<String> {
-            let own = |receipt: &&ReceiptLine| {
-                receipt.is_filed && receipt.order_no == order_no && receipt.outcome == outcome
-            };
+            let own =
+                |receipt: &&ReceiptLine| receipt.is_filed && receipt.order_no == order_no && receipt.outcome == outcome;
             self.books.receipts.iter().filter(own).map(|receipt| receipt.trade_no.clone()).collect()
         };
         let open = &trades("paid_again") - &trades("acknowledged");

@@ -1,36 +1,127 @@
 //! What happens to a store: one write each, as the service would make it.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use crate::clock::Timestamp;
 use crate::order::NewOrder;
 use crate::store::{Attempt, Channel, RefundState, Settle};
 
+/// How much of a payload is shown.
+const SHOWN_BYTES_MAX: usize = 400;
+
 /// One write, with all that it depends on: done again, it is the same.
 #[derive(Clone, Debug)]
 pub(super) enum Op {
-    Create { order: NewOrder, ask_at: Option<Timestamp>, key: Option<Key> },
+    Create {
+        order: NewOrder,
+        ask_at: Option<Timestamp>,
+        key: Option<Key>,
+    },
     /// A gateway's request comes in.
-    Notify { payload: Vec<u8>, client: IpAddr, at: Timestamp, meaning: Meaning },
+    Notify {
+        payload: Payload,
+        client: IpAddr,
+        at: Timestamp,
+        meaning: Meaning,
+    },
     /// What was believed for another reason than its signature alone.
-    Settle { settle: Settle },
-    KeepAnswer { order_no: String, at: Timestamp, answer: String },
-    Schedule { order_no: String, step: u32, next: Option<Timestamp> },
-    DueQuestions { merchant: String, now: Timestamp, limit: u32 },
-    SettleByHand { order_no: String, trade_no: Option<String>, at: Timestamp },
-    Cancel { order_no: String, at: Timestamp },
-    Acknowledge { order_no: String, at: Timestamp },
-    BeginRefund { order_no: String, even_if_spent: bool, at: Timestamp },
-    RefundAnswered { order_no: String, state: RefundState, answer: String, at: Timestamp },
-    FinishRefund { order_no: String, answer: String, proved: bool, at: Timestamp },
+    Settle {
+        settle: Settle,
+    },
+    KeepAnswer {
+        order_no: String,
+        at: Timestamp,
+        answer: String,
+    },
+    Schedule {
+        order_no: String,
+        step: u32,
+        next: Option<Timestamp>,
+    },
+    DueQuestions {
+        merchant: String,
+        now: Timestamp,
+        limit: u32,
+    },
+    SettleByHand {
+        order_no: String,
+        trade_no: Option<String>,
+        at: Timestamp,
+    },
+    Cancel {
+        order_no: String,
+        at: Timestamp,
+    },
+    Acknowledge {
+        order_no: String,
+        at: Timestamp,
+    },
+    BeginRefund {
+        order_no: String,
+        even_if_spent: bool,
+        at: Timestamp,
+    },
+    RefundAnswered {
+        order_no: String,
+        state: RefundState,
+        answer: String,
+        at: Timestamp,
+    },
+    FinishRefund {
+        order_no: String,
+        answer: String,
+        proved: bool,
+        at: Timestamp,
+    },
     /// Credits by a person's hand, or by the bot's where there is a key.
-    Grant { user: i64, credits: i64, key: Option<Key>, at: Timestamp },
-    Spend { user: i64, credits: i64, key: Key, at: Timestamp },
-    Claim { channel: Channel, now: Timestamp, limit: u32 },
-    Attempted { message: Message, attempt: Attempt, now: Timestamp },
-    GiveUp { channel: Channel, until: Timestamp, now: Timestamp },
-    DeliverAgain { channel: Channel, order_no: String, now: Timestamp },
-    AddMissingEvents { since: Timestamp, now: Timestamp },
+    Grant {
+        user: i64,
+        credits: i64,
+        key: Option<Key>,
+        at: Timestamp,
+    },
+    Spend {
+        user: i64,
+        credits: i64,
+        key: Key,
+        at: Timestamp,
+    },
+    Claim {
+        channel: Channel,
+        now: Timestamp,
+        limit: u32,
+    },
+    Attempted {
+        message: Message,
+        attempt: Attempt,
+        now: Timestamp,
+    },
+    GiveUp {
+        channel: Channel,
+        until: Timestamp,
+        now: Timestamp,
+    },
+    DeliverAgain {
+        channel: Channel,
+        order_no: String,
+        now: Timestamp,
+    },
+    AddMissingEvents {
+        since: Timestamp,
+        now: Timestamp,
+    },
+}
+
+/// What came over the network, shown as text.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Payload(pub(super) Vec<u8>);
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = &self.0[..self.0.len().min(SHOWN_BYTES_MAX)];
+        write!(f, "{} ({} bytes)", shown.escape_ascii(), self.0.len())
+    }
 }
 
 /// Makes a request happen once.

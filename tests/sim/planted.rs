@@ -8,7 +8,8 @@ const SEEDS: u64 = 60;
 
 #[track_caller]
 fn is_found(bug: Bug) {
-    let found = (0..SEEDS).find_map(|seed| runtime().block_on(run_seed(seed, Some(bug))).err().map(|found| (seed, found)));
+    let found =
+        (0..SEEDS).find_map(|seed| runtime().block_on(run_seed(seed, Some(bug))).err().map(|found| (seed, found)));
     let Some((seed, (_, broken))) = found else { panic!("{bug:?} is found by none of {SEEDS} seeds") };
     println!("{bug:?} is found by seed {seed}: {}", broken.0);
 }

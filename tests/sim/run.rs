@@ -18,19 +18,32 @@ use crate::store::{AuditFinding, Store};
 pub(super) enum Trouble {
     None,
     /// The engine is interrupted at a step, or at all from that one on.
-    Interrupt { at: u64, lasts: bool },
+    Interrupt {
+        at: u64,
+        lasts: bool,
+    },
     /// The engine prepares no more statements.
-    Deny { at: u64, lasts: bool },
+    Deny {
+        at: u64,
+        lasts: bool,
+    },
     /// The engine does not commit.
     Veto,
     /// Another process has the lock.
     Locked,
     /// The disk has room for so many pages more.
-    Full { pages: i64 },
+    Full {
+        pages: i64,
+    },
     /// The process is killed at a step.
-    Crash { at: u64 },
+    Crash {
+        at: u64,
+    },
     /// The power goes while the commit is being written: so much of it, in hundredths, is on the disk.
-    Torn { percent: u64, rest: Rest },
+    Torn {
+        percent: u64,
+        rest: Rest,
+    },
 }
 
 /// What was wrong with a run.
@@ -108,7 +121,11 @@ impl Run {
             Trouble::None => self.plain(op).await.map(Some),
             Trouble::Crash { at } => self.crash_at(op, at).await,
             Trouble::Torn { percent, rest } => self.tear(op, percent, rest).await,
-            Trouble::Interrupt { .. } | Trouble::Deny { .. } | Trouble::Veto | Trouble::Locked | Trouble::Full { .. } => {
+            Trouble::Interrupt { .. }
+            | Trouble::Deny { .. }
+            | Trouble::Veto
+            | Trouble::Locked
+            | Trouble::Full { .. } => {
                 let (reply, happened) = self.in_trouble(op, trouble).await;
                 if reply == FAILED {
                     self.tally.failures += 1;
@@ -342,7 +359,8 @@ impl Run {
             }
         }
         for (user, balance) in &books.balances {
-            let sold: i64 = books.orders.values().filter(|o| o.user == *user && o.status == "paid").map(|o| o.credits).sum();
+            let sold: i64 =
+                books.orders.values().filter(|o| o.user == *user && o.status == "paid").map(|o| o.credits).sum();
             let own = books.ledger.iter().filter(|entry| entry.user == *user && entry.order_no.is_none());
             let others: i64 = own.map(|entry| entry.credits).sum();
             if sold + others != *balance {
@@ -394,13 +412,20 @@ fn arm(store: &Store, mishap: Option<(Mishap, u64, bool)>) {
 /// Something that may go wrong with a write.
 pub(super) fn any_trouble(random: &mut Random) -> Trouble {
     let lasts = random.chance(30);
+    // Small writes have some fifty steps, a settlement has several hundred.
+    let any_step = |random: &mut Random| {
+        let limit = 2 << random.below(9);
+        random.below(limit)
+    };
     match random.below(10) {
-        0..=2 => Trouble::Interrupt { at: random.below(90), lasts },
+        0..=2 => Trouble::Interrupt { at: any_step(random), lasts },
         3 => Trouble::Deny { at: random.below(90), lasts },
         4 => Trouble::Veto,
         5 => Trouble::Locked,
         6 => Trouble::Full { pages: random.between(0, 3) },
-        7 | 8 => Trouble::Crash { at: random.below(90) },
-        _ => Trouble::Torn { percent: random.below(100), rest: *random.pick(&[Rest::Old, Rest::Nothing, Rest::Rubbish]) },
+        7 | 8 => Trouble::Crash { at: any_step(random) },
+        _ => {
+            Trouble::Torn { percent: random.below(100), rest: *random.pick(&[Rest::Old, Rest::Nothing, Rest::Rubbish]) }
+        }
     }
 }

@@ -280,7 +280,7 @@ async fn run(store: &Store, notify: &Notify, op: &Op) -> String {
             created.map(|created| if created.repeated { "repeated" } else { "created" }.to_owned())
         }
         Op::Notify { payload, client, at, .. } => {
-            let receipt = Receipt { received_at: at, client: Some(client), method: "GET", payload };
+            let receipt = Receipt { received_at: at, client: Some(client), method: "GET", payload: payload.0 };
             match notify.take(receipt, client).await {
                 Outcome::StoreError | Outcome::Overloaded => Ok(FAILED.to_owned()),
                 outcome => Ok(outcome.name().to_owned()),

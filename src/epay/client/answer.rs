@@ -5,9 +5,9 @@ use bytes::Bytes;
 use super::error::GatewayError;
 use super::fields::Fields;
 use super::protocol::Protocol;
+use crate::clock::Timestamp;
 #[cfg(test)]
 use crate::epay::Credentials;
-use crate::clock::Timestamp;
 use crate::money::Amount;
 use crate::order::OrderNo;
 
