@@ -22,6 +22,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::settlement::Outcome;
 use run::Tally;
 use workload::run_seed;
 
@@ -107,9 +108,11 @@ fn whatever_happens_the_books_are_right() {
     }
     let (tally, seeds, reports) = run_all(seeds_kept().into_iter().chain(0..SEEDS));
     assert!(reports.is_empty(), "{}", reports.join("\n\n"));
-    // It would be easy to find nothing where nothing happens.
     println!("{seeds} seeds: {tally:?}");
+    // It would be easy to find nothing where nothing happens.
     assert!(tally.steps > 40 * seeds && tally.failures > seeds && tally.crashes > seeds, "{tally:?}");
+    let never = Outcome::ALL.iter().filter(|outcome| !tally.outcomes.contains_key(outcome.name()));
+    assert_eq!(never.collect::<Vec<_>>(), [&Outcome::Overloaded, &Outcome::StoreError], "{tally:?}");
 }
 
 #[test]

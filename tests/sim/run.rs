@@ -1,6 +1,6 @@
 //! One run: each write is done by the store and by the model, with or without something going wrong in it, and the two compared.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -53,11 +53,13 @@ pub(super) struct Broken(pub(super) String);
 pub(super) type Step<T = ()> = Result<T, Broken>;
 
 /// How much was done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
     pub(super) steps: u64,
     pub(super) failures: u64,
     pub(super) crashes: u64,
+    /// How often a claim had each outcome.
+    pub(super) outcomes: BTreeMap<String, u64>,
 }
 
 impl std::ops::AddAssign for Tally {
@@ -65,6 +67,9 @@ impl std::ops::AddAssign for Tally {
         self.steps += other.steps;
         self.failures += other.failures;
         self.crashes += other.crashes;
+        for (outcome, times) in other.outcomes {
+            *self.outcomes.entry(outcome).or_default() += times;
+        }
     }
 }
 
@@ -112,6 +117,9 @@ impl Run {
             None => self.plain(&op).await?,
         };
         self.log.push(format!("  {reply}"));
+        if let Op::Notify { .. } | Op::Settle { .. } = op {
+            *self.tally.outcomes.entry(reply.clone()).or_default() += 1;
+        }
         Ok(reply)
     }
 
@@ -340,6 +348,21 @@ impl Run {
     /// Which of the processes does the next write.
     pub(super) fn turn_to(&mut self, process: usize) {
         self.world.as_mut().unwrap().turn_to(process);
+    }
+
+    /// The log is copied into the database, and the power goes in the middle of that: some pages are there and others are not.
+    pub(super) async fn crash_in_checkpoint(&mut self, random: &mut Random) -> Step {
+        self.log.push("crash in a checkpoint".into());
+        let before = FileCopy::of(&self.world().path());
+        self.world().checkpoint();
+        let copy = FileCopy::of(&self.world().path()).half_copied(&before, random);
+        self.recover(copy, None).await
+    }
+
+    pub(super) fn checkpoint(&mut self) -> Step {
+        self.log.push("checkpoint".into());
+        self.world().checkpoint();
+        self.expect_unchanged("after a checkpoint")
     }
 
     pub(super) async fn reopen(&mut self) -> Step {

@@ -46,11 +46,12 @@ enum Action {
     Clock,
     Crash,
     Reopen,
+    Checkpoint,
     Handover,
     TellBot,
 }
 
-const ACTIONS: [(Action, u64); 17] = [
+const ACTIONS: [(Action, u64); 18] = [
     (Action::Create, 16),
     (Action::Pay, 16),
     (Action::Tell, 24),
@@ -66,6 +67,7 @@ const ACTIONS: [(Action, u64); 17] = [
     (Action::Clock, 4),
     (Action::Crash, 3),
     (Action::Reopen, 1),
+    (Action::Checkpoint, 2),
     (Action::Handover, 2),
     (Action::TellBot, 2),
 ];
@@ -161,6 +163,12 @@ impl Workload {
                     self.claimed.clear();
                     self.is_handing_over = false;
                     self.run.reopen().await?;
+                }
+                Action::Checkpoint if self.random.chance(50) => self.run.checkpoint()?,
+                Action::Checkpoint => {
+                    self.claimed.clear();
+                    self.is_handing_over = false;
+                    self.run.crash_in_checkpoint(&mut self.random).await?;
                 }
                 Action::Handover if self.is_handing_over => {
                     self.is_handing_over = false;
@@ -332,7 +340,7 @@ impl Workload {
         Ok(())
     }
 
-    /// Several callbacks come while the writer is busy.
+    /// Several callbacks come while the writer is busy, and something of the bot's.
     async fn tell_together(&mut self) -> Step {
         let mut ops = Vec::new();
         for _ in 0..self.random.between(2, 6) {
@@ -343,6 +351,11 @@ impl Workload {
                     ops.push(op.clone());
                 }
             }
+        }
+        if self.random.chance(50) {
+            let key = Key { key: format!("K{}", self.number()), fingerprint: "credits".into() };
+            let credits = self.random.between(1, 60);
+            ops.push(Op::Spend { user: self.random.between(1, 4), credits, key, at: self.now() });
         }
         let lasts = self.random.chance(20);
         let trouble = match self.random.below(4) {

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::books::Books;
 use super::model::{FAILED, listed};
 use super::ops::{Key, Op};
+use super::random::Random;
 use crate::config::{Config, Current, DatabaseUrl};
 use crate::gateways::Gateways;
 use crate::outgoing::Client;
@@ -131,6 +132,12 @@ impl World {
         self.turn = 0;
     }
 
+    /// Copies the log into the database, as far as nobody is in the way.
+    pub(super) fn checkpoint(&self) {
+        let db = Connection::open(self.path()).unwrap();
+        db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).unwrap();
+    }
+
     pub(super) fn turn_to(&mut self, process: usize) {
         self.turn = process % self.processes.len();
     }
@@ -221,6 +228,7 @@ impl World {
 }
 
 const FILE: &str = "sim.db";
+const PAGE_BYTES: usize = 4096;
 
 /// What is on the disk where a write did not arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,6 +271,21 @@ impl FileCopy {
             Rest::Rubbish => self.log.iter_mut().skip(arrived).for_each(|byte| *byte ^= 0x5a),
         }
         Some(self)
+    }
+
+    /// These files while pages were being copied into the database: some have arrived, and the log is as it was `before`.
+    pub(super) fn half_copied(mut self, before: &Self, random: &mut Random) -> Self {
+        self.log.clone_from(&before.log);
+        let old = before.database.chunks(PAGE_BYTES).map(Some).chain(std::iter::repeat(None));
+        let new = self.database.chunks(PAGE_BYTES);
+        // The file grows as far as its last page; what has not arrived there is empty.
+        let pages = new.zip(old).map(|(new, old)| match old {
+            _ if random.chance(50) => new.to_vec(),
+            Some(old) => old.to_vec(),
+            None => vec![0; new.len()],
+        });
+        self.database = pages.collect::<Vec<_>>().concat();
+        self
     }
 
     fn write_to(&self, directory: &Path) {
