@@ -39,6 +39,9 @@ mod secret;
 mod server;
 mod service;
 mod settlement;
+#[cfg(test)]
+#[path = "../tests/sim/mod.rs"]
+mod sim;
 mod simulator;
 mod store;
 mod telegram;

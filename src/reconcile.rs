@@ -17,7 +17,7 @@ use crate::config::{Config, Current};
 use crate::epay::client::{Answer, GatewayError, Verdict};
 use crate::gateways::{AskError, Gateways, name_of};
 use crate::order::{Order, SettledBy};
-use crate::settlement::{Claim, Outcome, Policy};
+use crate::settlement::{Claim, LatePolicy, Outcome, Policy};
 use crate::store::{Cause, Question, Receipt, Settle, Store, StoreError};
 
 const TARGET: &str = "webhookctl::reconcile";
@@ -184,24 +184,7 @@ impl Reconciler {
     async fn settle(&self, order: &Order, trade_no: String, answer: Answer) -> Result<Outcome, StoreError> {
         let terms = &order.terms;
         let late = self.config.load().orders.late;
-        let settle = Settle {
-            claim: Claim {
-                merchant: terms.merchant.clone(),
-                order_no: terms.order_no.to_string(),
-                trade_no: trade_no.clone(),
-                amount: terms.amount,
-                paid: true,
-                param: answer.param,
-            },
-            source: SettledBy::Reconcile,
-            policy: Policy { late, is_proof: true },
-            receipt: Receipt {
-                received_at: Timestamp::now(),
-                client: None,
-                method: "query",
-                payload: answer.body.into(),
-            },
-        };
+        let settle = proven(order, trade_no.clone(), answer, late, Timestamp::now());
         let settlement = self.store.settle(settle).await?;
         let (outcome, order_no) = (settlement.outcome, &terms.order_no);
         if let Some(credited) = settlement.credited {
@@ -252,6 +235,24 @@ impl Reconciler {
             return self.ask_and_settle(order, Cause::Reconcile, patience).await;
         }
         Ok(self.ask(order, Cause::Reconcile, patience).await.map_or_else(|finding| finding, |_| Finding::WouldSettle))
+    }
+}
+
+/// What settles an order by its gateway's word.
+pub(crate) fn proven(order: &Order, trade_no: String, answer: Answer, late: LatePolicy, now: Timestamp) -> Settle {
+    let terms = &order.terms;
+    Settle {
+        claim: Claim {
+            merchant: terms.merchant.clone(),
+            order_no: terms.order_no.to_string(),
+            trade_no,
+            amount: terms.amount,
+            paid: true,
+            param: answer.param,
+        },
+        source: SettledBy::Reconcile,
+        policy: Policy { late, is_proof: true },
+        receipt: Receipt { received_at: now, client: None, method: "query", payload: answer.body.into() },
     }
 }
 

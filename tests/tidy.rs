@@ -69,9 +69,30 @@ fn module(file: &str) -> &str {
     below.split('/').next().unwrap().trim_end_matches(".rs")
 }
 
-/// What a file does outside its tests.
-fn without_tests(text: &str) -> &str {
-    text.split("#[cfg(test)]").next().unwrap()
+/// What a file does outside its tests: all of it but what `#[cfg(test)]` stands before, a module or a single line.
+fn without_tests(text: &str) -> String {
+    let mut kept = String::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if line.trim() != "#[cfg(test)]" {
+            kept.push_str(line);
+            kept.push('\n');
+            continue;
+        }
+        let margin = &line[..line.len() - line.trim_start().len()];
+        let is_end = |line: &&str| {
+            let own = line.strip_prefix(margin).unwrap_or_default();
+            !own.starts_with([' ', '#']) && own.ends_with([';', ',', '}'])
+        };
+        lines.find(is_end);
+    }
+    kept
+}
+
+#[test]
+fn only_tests_are_left_out() {
+    let text = "a\n#[cfg(test)]\n#[path = \"x.rs\"]\nmod b;\nc {\n    #[cfg(test)]\n    if d {\n        e;\n    }\n    f\n}\n#[cfg(test)]\nmod g {\n    h;\n}\n";
+    assert_eq!(without_tests(text), "a\nc {\n    f\n}\n");
 }
 
 #[test]

@@ -45,7 +45,7 @@ use head::HEAD_BYTES_MAX;
 pub(crate) use head::{Framing, HeadScanner, Progress};
 pub(crate) use health::PATH as HEALTH_PATH;
 use limits::{Bucket, Rate};
-pub(crate) use notify::PATH as NOTIFY_PATH;
+pub(crate) use notify::{Notify, PATH as NOTIFY_PATH};
 
 /// How many connections are open at the same time, where the system allows as many descriptors. Each takes some 20 KiB.
 const CONNECTIONS_MAX: u32 = 2560;
@@ -74,7 +74,7 @@ type Response = hyper::Response<Full<Bytes>>;
 /// Everything that answers requests.
 pub(crate) struct Site {
     config: Current,
-    notify: notify::Notify,
+    notify: Notify,
     return_page: return_page::ReturnPage,
     health: health::Health,
 }
@@ -92,7 +92,7 @@ impl Site {
         });
         Self {
             config: config.clone(),
-            notify: notify::Notify::new(config.clone(), store.clone(), Arc::clone(gateways)),
+            notify: Notify::new(config.clone(), store.clone(), Arc::clone(gateways)),
             return_page: return_page::ReturnPage::new(config.clone(), store.clone(), ask),
             health: health::Health::new(store.clone()),
         }

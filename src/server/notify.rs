@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
-use super::limits::{Attention, Forgers};
+use super::limits::Forgers;
 use super::notification_log::{NotificationLog, Refused, shortened};
 use super::{Response, read_body, text};
 use crate::clock::Timestamp;
@@ -44,7 +44,7 @@ const REJECTED_PAYLOAD_BYTES_MAX: usize = 4096;
 /// How often it is told how many records the log had no room for.
 const UNLOGGED_REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
-pub(super) struct Notify {
+pub(crate) struct Notify {
     config: Current,
     store: Store,
     gateways: Arc<Gateways>,
@@ -62,7 +62,7 @@ struct Believed {
 }
 
 impl Notify {
-    pub(super) fn new(config: Current, store: Store, gateways: Arc<Gateways>) -> Self {
+    pub(crate) fn new(config: Current, store: Store, gateways: Arc<Gateways>) -> Self {
         let hints = Arc::new(Semaphore::new(HINTS_MAX));
         Self {
             config,
@@ -90,14 +90,18 @@ impl Notify {
             method: if is_post { "POST" } else { "GET" },
             payload,
         };
-        let believed = match self.judge(&receipt, client) {
-            Ok(believed) => believed,
-            Err(refused) => return text(self.reject(refused, receipt, client), FAIL),
-        };
-        match self.settle(believed, receipt, client).await {
+        match self.take(receipt, client).await {
             Outcome::Overloaded | Outcome::StoreError => text(StatusCode::SERVICE_UNAVAILABLE, FAIL),
             outcome if outcome.is_success() => text(StatusCode::OK, SUCCESS),
             _ => text(StatusCode::OK, FAIL),
+        }
+    }
+
+    /// What becomes of a notification.
+    pub(crate) async fn take(&self, receipt: Receipt, client: IpAddr) -> Outcome {
+        match self.judge(&receipt, client) {
+            Ok(believed) => self.settle(believed, receipt, client).await,
+            Err(refused) => self.reject(refused, receipt, client),
         }
     }
 
@@ -174,12 +178,10 @@ impl Notify {
         Outcome::Overloaded
     }
 
-    /// Does with a notification that proved nothing what its sender may still cost us; the status of the answer.
-    fn reject(&self, refused: Refused, mut receipt: Receipt, client: IpAddr) -> StatusCode {
-        let attention = self.forgers.failed(client);
-        if attention != Attention::Full {
+    fn reject(&self, refused: Refused, mut receipt: Receipt, client: IpAddr) -> Outcome {
+        if !self.forgers.may_cost_more(client) {
             self.log.leave_out(refused.outcome);
-            return if attention == Attention::Refused { StatusCode::TOO_MANY_REQUESTS } else { StatusCode::OK };
+            return refused.outcome;
         }
         self.take_hint(&refused, receipt.received_at);
         self.log.rejection(&refused, client, || self.diagnosis(&refused, &receipt.payload));
@@ -188,7 +190,7 @@ impl Notify {
         receipt.payload.truncate(REJECTED_PAYLOAD_BYTES_MAX);
         receipt.payload.shrink_to_fit();
         self.store.reject(Rejection { outcome, reason: reason.into(), claimed, receipt, payload_bytes });
-        StatusCode::OK
+        outcome
     }
 
     /// In which known wrong way it is signed, for whoever reads the log.

@@ -8,6 +8,8 @@ mod accounts;
 mod audit;
 mod backup;
 #[cfg(test)]
+pub(crate) mod faults;
+#[cfg(test)]
 pub(crate) mod fixtures;
 mod inspection;
 mod memory;
@@ -46,6 +48,8 @@ use crate::settlement::{Claim, Outcome, Policy};
 pub(crate) use accounts::{Booked, Idempotency, Spend};
 pub(crate) use audit::{Audit, Finding as AuditFinding};
 pub(crate) use backup::BackupError;
+#[cfg(test)]
+use faults::settle;
 pub(crate) use inspection::Inspection;
 pub(crate) use memory::Trouble;
 pub(crate) use outbox::{Attempt, Channel, Delivery, DeliveryFilter, DeliveryState, News};
@@ -55,6 +59,8 @@ pub(crate) use reconciliation::{Answered, Cause, Question};
 pub(crate) use refunds::{ByHand, Refund, RefundState};
 use restore::Database;
 pub(crate) use story::{KeptAnswer, KeptReceipt, Story};
+#[cfg(not(test))]
+use write::settle;
 use writer::Job;
 
 /// How many jobs wait for the writer before more are refused.
@@ -184,7 +190,7 @@ impl From<rusqlite::Error> for StoreError {
 }
 
 /// A claim to settle by, with what it came as.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Settle {
     /// What the source says.
     pub claim: Claim,
@@ -329,6 +335,8 @@ struct Shared {
     /// Whether the outbox is for the bot as well.
     tells_bot: AtomicBool,
     outbox_growth: watch::Sender<()>,
+    #[cfg(test)]
+    faults: faults::Faults,
 }
 
 impl Store {
@@ -350,6 +358,8 @@ impl Store {
 
     fn open_file(path: &Path, queue_max: usize) -> Result<Self, StoreError> {
         let (connection, place) = schema::open(path)?;
+        #[cfg(test)]
+        let (connection, faults) = faults::Faults::install(connection)?;
         let readers = Arc::new(Readers::new(place.clone()));
         let database = Database::new(connection, place, Arc::clone(&readers));
         let queue = Arc::new(Queue::new(queue_max));
@@ -366,14 +376,16 @@ impl Store {
             readers,
             tells_bot: AtomicBool::new(false),
             outbox_growth: watch::Sender::new(()),
+            #[cfg(test)]
+            faults,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Settles an order by what a proven source says, once, and keeps the receipt. This is the one way to credit an order.
-    pub async fn settle(&self, settle: Settle) -> Result<Settlement, StoreError> {
+    pub async fn settle(&self, claim: Settle) -> Result<Settlement, StoreError> {
         let tells_bot = self.tells_bot();
-        let settlement = self.write(move |db| write::settle(db, &settle, tells_bot)).await?;
+        let settlement = self.write(move |db| settle(db, &claim, tells_bot)).await?;
         if settlement.changed_order {
             self.outbox_grew();
         }

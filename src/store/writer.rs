@@ -168,7 +168,10 @@ impl Writer {
         }
         // A rejection that cannot be kept must not take a settlement with it.
         let kept = rejections.is_empty() || in_savepoint(db, |db| write::rejections(db, rejections)).is_ok();
-        db.prepare_cached("COMMIT")?.execute([])?;
+        let committed = db.prepare_cached("COMMIT")?.execute([]);
+        #[cfg(test)]
+        let committed = super::faults::committed(committed);
+        committed?;
         Ok(if kept { 0 } else { rejections.len() })
     }
 }
@@ -189,6 +192,10 @@ fn in_savepoint<T>(db: &Connection, work: impl FnOnce(&Connection) -> Result<T, 
         db.prepare_cached("RELEASE job")?.execute([])?;
         Ok(value)
     });
+    #[cfg(test)]
+    if super::faults::keeps_half() {
+        return result;
+    }
     if result.is_err() && !db.is_autocommit() && db.execute_batch("ROLLBACK TO job; RELEASE job").is_err() {
         // Half a job must not be committed with its neighbours: give up the whole transaction.
         let _ = db.execute_batch("ROLLBACK");

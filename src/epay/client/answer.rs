@@ -6,6 +6,8 @@ use super::error::GatewayError;
 use super::fields::Fields;
 use super::protocol::Protocol;
 use crate::clock::Timestamp;
+#[cfg(test)]
+use crate::epay::Credentials;
 use crate::money::Amount;
 use crate::order::OrderNo;
 
@@ -113,6 +115,14 @@ impl Answer {
             param: fields.owned("param"),
             body: protocol.kept(body),
         })
+    }
+
+    /// Reads a reply as it came over the network.
+    #[cfg(test)]
+    pub(crate) fn of_reply(credentials: &Credentials, body: &[u8], now: Timestamp) -> Result<Self, GatewayError> {
+        let protocol = Protocol::new(credentials).expect("these can ask");
+        let fields = Fields::parse(body).ok_or(GatewayError::Incomplete("code"))?;
+        Self::read(&protocol, body, &fields, now)
     }
 
     /// What may be believed of it, asked by `pid` about the order `order_no` of `amount`.

@@ -1,0 +1,526 @@
+//! The reference: what each write must do to the books, in plain maps, by the words of the contract.
+
+use std::collections::BTreeSet;
+
+use super::books::{Books, KeyLine, LedgerLine, MessageLine, OrderLine, ReceiptLine, RefundLine};
+use super::ops::{Key, Meaning, Message, Op, Payload, REJECTIONS, Told};
+use crate::clock::Timestamp;
+use crate::order::NewOrder;
+use crate::settlement::LatePolicy;
+use crate::store::{Attempt, RefundState};
+
+/// How long a message that is claimed stays away.
+pub(super) const LEASE_MS: i64 = 30_000;
+/// How long after an answer the next question may come because of a notification.
+const ASK_PAUSE_MS: i64 = 5_000;
+
+/// What the store does not do when it says so.
+pub(super) const FAILED: &str = "failed";
+
+/// The books as they should be, and what else the outcome of a write depends on.
+#[derive(Clone, Debug)]
+pub(super) struct Model {
+    pub(super) books: Books,
+    pub(super) late: LatePolicy,
+    pub(super) tells_bot: bool,
+}
+
+/// How a write may turn out: the reply, and the books after it.
+pub(super) type Outcomes = Vec<(String, Model)>;
+
+impl Model {
+    pub(super) fn new(late: LatePolicy) -> Self {
+        Self { books: Books::default(), late, tells_bot: false }
+    }
+
+    /// Every way in which this write may turn out where nothing fails.
+    pub(super) fn apply(&self, op: &Op) -> Outcomes {
+        if let Op::Notify { meaning, at, payload, .. } = op {
+            return self.notify(meaning, *at, &payload.0);
+        }
+        let mut after = self.clone();
+        let reply = after.write(op);
+        vec![(reply, after)]
+    }
+
+    fn notify(&self, meaning: &Meaning, at: Timestamp, payload: &[u8]) -> Outcomes {
+        let believed = |told: &Told| {
+            let mut after = self.clone();
+            let outcome = after.settle(told, "notify", self.late, true, at, payload);
+            (outcome.to_owned(), after)
+        };
+        let refused = |outcome: &str| {
+            let mut after = self.clone();
+            after.books.rejections += 1;
+            (outcome.to_owned(), after)
+        };
+        let in_any_way = || REJECTIONS.map(refused);
+        match meaning {
+            Meaning::Genuine(told) => vec![believed(told)],
+            Meaning::Refused(outcome) => vec![refused(outcome)],
+            Meaning::Forged => in_any_way().to_vec(),
+            Meaning::Damaged(told) => in_any_way().into_iter().chain([believed(told)]).collect(),
+        }
+    }
+
+    fn write(&mut self, op: &Op) -> String {
+        match op {
+            Op::Create { order, ask_at, key } => self.create(order, *ask_at, key.as_ref()).into(),
+            Op::Notify { .. } => unreachable!("has several outcomes"),
+            Op::Settle { settle } => {
+                let claim = &settle.claim;
+                let told = Told {
+                    merchant: claim.merchant.clone(),
+                    order_no: claim.order_no.clone(),
+                    trade_no: claim.trade_no.clone(),
+                    fen: claim.amount.fen(),
+                    paid: claim.paid,
+                    param: claim.param.clone(),
+                };
+                let (policy, receipt) = (settle.policy, &settle.receipt);
+                let source = settle.source.name();
+                self.settle(&told, source, policy.late, policy.is_proof, receipt.received_at, &receipt.payload).into()
+            }
+            Op::KeepAnswer { order_no, at, answer } => {
+                if self.books.orders.contains_key(order_no) {
+                    self.books.answers.push((order_no.clone(), at.ms(), answer.clone()));
+                }
+                "done".into()
+            }
+            Op::Schedule { order_no, step, next } => {
+                match (self.books.questions.get_mut(order_no), next) {
+                    (Some(question), Some(next)) => *question = (*step, next.ms()),
+                    (_, None) => _ = self.books.questions.remove(order_no),
+                    (None, Some(_)) => {}
+                }
+                "done".into()
+            }
+            Op::DueQuestions { merchant, now, limit } => self.due_questions(merchant, *now, *limit),
+            Op::SettleByHand { order_no, trade_no, at } => {
+                self.settle_by_hand(order_no, trade_no.clone(), *at).unwrap_or_else(|refused| refused).into()
+            }
+            Op::Cancel { order_no, at } => self.cancel(order_no, *at).unwrap_or_else(|refused| refused).into(),
+            Op::Acknowledge { order_no, at } => self.acknowledge(order_no, *at),
+            Op::BeginRefund { order_no, even_if_spent, at } => {
+                self.begin_refund(order_no, *even_if_spent, *at).unwrap_or_else(|refused| refused.into())
+            }
+            Op::RefundAnswered { order_no, state, answer, at } => {
+                if let Some(refund) = self.books.refunds.get_mut(order_no).filter(|refund| refund.state != "done") {
+                    refund.state = state.name().into();
+                    refund.answer = Some(answer.clone());
+                    refund.changed_at = at.ms();
+                }
+                "done".into()
+            }
+            Op::FinishRefund { order_no, answer, proved, at } => {
+                self.finish_refund(order_no, answer, *proved, *at).unwrap_or_else(|refused| refused).into()
+            }
+            Op::Grant { user, credits, key, at } => self.book("grant", *user, *credits, key.as_ref(), *at),
+            Op::Spend { user, credits, key, at } => self.book("spend", *user, -credits, Some(key), *at),
+            Op::Claim { channel, now, limit } => self.claim(channel.name(), *now, *limit),
+            Op::Attempted { message, attempt, now } => {
+                self.attempted(message, attempt, *now);
+                "done".into()
+            }
+            Op::GiveUp { channel, until, now } => {
+                let mut count = 0;
+                for ((_, _, of), message) in &mut self.books.messages {
+                    let began_at = message.retried_at.unwrap_or(message.created_at);
+                    let is_due = message.state == "due" && message.due_at <= now.ms();
+                    if of == channel.name() && is_due && began_at < until.ms() {
+                        message.state = "failed".into();
+                        message.finished_at = Some(now.ms());
+                        count += 1;
+                    }
+                }
+                format!("gave up {count}")
+            }
+            Op::DeliverAgain { channel, order_no, now } => {
+                let mut count = 0;
+                for ((order, _, of), message) in &mut self.books.messages {
+                    if of == channel.name() && order == order_no {
+                        let (id, created_at) = (message.id, message.created_at);
+                        *message = MessageLine { retried_at: Some(now.ms()), ..due(id, created_at, *now) };
+                        count += 1;
+                    }
+                }
+                format!("again {count}")
+            }
+            Op::AddMissingEvents { since, now } => self.add_missing_events(*since, *now),
+        }
+    }
+
+    fn create(&mut self, order: &NewOrder, ask_at: Option<Timestamp>, key: Option<&Key>) -> &'static str {
+        let books = &mut self.books;
+        if let Some(key) = key
+            && let Some(earlier) = books.keys.get(&key.key)
+        {
+            return match (earlier.fingerprint == key.fingerprint, &earlier.order_no) {
+                (true, Some(_)) => "repeated",
+                (true, None) => unreachable!("the workload gives each request a key of its own"),
+                (false, _) => "key_reused",
+            };
+        }
+        let order_no = order.order_no.to_string();
+        if books.orders.contains_key(&order_no) {
+            return FAILED;
+        }
+        books.balances.entry(order.telegram_id).or_insert(0);
+        let line = OrderLine {
+            merchant: order.merchant.clone(),
+            user: order.telegram_id,
+            fen: order.amount.fen(),
+            credits: order.credits,
+            param: order.param.clone(),
+            expires_at: order.expires_at.ms(),
+            status: "pending".into(),
+            trade_no: None,
+            settled_by: None,
+            paid_at: None,
+        };
+        books.orders.insert(order_no.clone(), line);
+        if let Some(ask_at) = ask_at {
+            books.questions.insert(order_no.clone(), (0, ask_at.ms()));
+        }
+        if let Some(Key { key, fingerprint }) = key {
+            let line = KeyLine { fingerprint: fingerprint.clone(), order_no: Some(order_no), credits_after: None };
+            books.keys.insert(key.clone(), line);
+        }
+        "created"
+    }
+
+    /// The order that this payment has settled.
+    fn settled_by(&self, merchant: &str, trade_no: &str) -> Option<&String> {
+        let settled = |order: &OrderLine| order.merchant == merchant && order.trade_no.as_deref() == Some(trade_no);
+        self.books.orders.iter().find(|(_, order)| settled(order)).map(|(order_no, _)| order_no)
+    }
+
+    /// The name of the outcome, by the table of the contract from top to bottom.
+    fn outcome(&self, told: &Told, late: LatePolicy, is_proof: bool, now: Timestamp) -> &'static str {
+        if !told.paid {
+            return "not_paid";
+        }
+        let Some(order) = self.books.orders.get(&told.order_no).filter(|order| order.merchant == told.merchant) else {
+            return "unknown_order";
+        };
+        if let (Some(sent), Some(received)) = (&order.param, &told.param)
+            && sent != received
+        {
+            return "malformed";
+        }
+        if matches!(order.status.as_str(), "paid" | "refunded") {
+            return if order.trade_no.as_ref() == Some(&told.trade_no) { "duplicate" } else { "paid_again" };
+        }
+        if self.settled_by(&told.merchant, &told.trade_no).is_some_and(|other| *other != told.order_no) {
+            return "trade_reused";
+        }
+        if order.fen != told.fen {
+            return "amount_mismatch";
+        }
+        let is_expired = order.status == "pending" && now.ms() >= order.expires_at;
+        match order.status.as_str() {
+            "review" | "cancelled" => "held",
+            _ if is_expired && late == LatePolicy::Review => "held",
+            _ if !is_proof => "unconfirmed",
+            _ => "settled",
+        }
+    }
+
+    fn settle(
+        &mut self,
+        told: &Told,
+        source: &str,
+        late: LatePolicy,
+        is_proof: bool,
+        now: Timestamp,
+        payload: &[u8],
+    ) -> &'static str {
+        let outcome = self.outcome(told, late, is_proof, now);
+        match outcome {
+            "settled" => self.pay(&told.order_no, Some(told.trade_no.clone()), source, now),
+            "amount_mismatch" | "held" => {
+                let order = self.books.orders.get_mut(&told.order_no).unwrap();
+                if order.status != "review" {
+                    order.status = "review".into();
+                    self.enqueue(&told.order_no, "review", now);
+                }
+            }
+            "unconfirmed" => self.ask_soon(&told.order_no, now),
+            _ => {}
+        }
+        let is_filed = self.books.orders.get(&told.order_no).is_some_and(|order| order.merchant == told.merchant);
+        self.books.receipts.push(ReceiptLine {
+            at: now.ms(),
+            source: source.into(),
+            outcome: outcome.into(),
+            merchant: told.merchant.clone(),
+            order_no: told.order_no.clone(),
+            trade_no: told.trade_no.clone(),
+            is_filed,
+            payload: Payload(payload.to_vec()),
+        });
+        outcome
+    }
+
+    fn pay(&mut self, order_no: &str, trade_no: Option<String>, source: &str, now: Timestamp) {
+        let order = self.books.orders.get_mut(order_no).unwrap();
+        order.status = "paid".into();
+        order.trade_no = trade_no;
+        order.settled_by = Some(source.into());
+        order.paid_at = Some(now.ms());
+        let (user, credits) = (order.user, order.credits);
+        self.enter("order", user, credits, Some(order_no), now);
+        self.enqueue(order_no, "settled", now);
+    }
+
+    fn enter(&mut self, kind: &str, user: i64, credits: i64, order_no: Option<&str>, now: Timestamp) {
+        *self.books.balances.get_mut(&user).unwrap() += credits;
+        let order_no = order_no.map(str::to_owned);
+        self.books.ledger.push(LedgerLine { user, kind: kind.into(), credits, order_no, at: now.ms() });
+    }
+
+    fn enqueue(&mut self, order_no: &str, kind: &str, now: Timestamp) {
+        let channels = if self.tells_bot { &["telegram", "event"][..] } else { &["telegram"] };
+        for channel in channels {
+            let id = self.books.messages.len() as i64 + 1;
+            let place = (order_no.to_owned(), kind.to_owned(), (*channel).to_owned());
+            self.books.messages.entry(place).or_insert(due(id, now.ms(), now));
+        }
+    }
+
+    fn ask_soon(&mut self, order_no: &str, now: Timestamp) {
+        // An answer from a time that is yet to come is one from before the clock was set back.
+        let is_own = |(order, at, _): &&(String, i64, String)| order == order_no && *at <= now.ms();
+        let last = self.books.answers.iter().filter(is_own).map(|(_, at, _)| *at).max();
+        let soon = last.map_or(now.ms(), |last| now.ms().max(last + ASK_PAUSE_MS));
+        let question = self.books.questions.entry(order_no.into()).or_insert((0, soon));
+        question.1 = question.1.min(soon);
+    }
+
+    fn due_questions(&mut self, merchant: &str, now: Timestamp, limit: u32) -> String {
+        let is_own = |order_no: &str| self.books.orders[order_no].merchant == merchant;
+        let mut due: Vec<_> = self
+            .books
+            .questions
+            .iter()
+            .filter(|(order_no, (_, at))| *at <= now.ms() && is_own(order_no))
+            .map(|(order_no, (step, at))| (*at, order_no.clone(), *step))
+            .collect();
+        due.sort();
+        due.truncate(limit as usize);
+        let (open, done): (Vec<_>, Vec<_>) =
+            due.into_iter().partition(|(_, order_no, _)| self.books.orders[order_no].status == "pending");
+        for (_, order_no, _) in done {
+            self.books.questions.remove(&order_no);
+        }
+        listed(open.into_iter().map(|(_, order_no, step)| format!("{order_no}/{step}")))
+    }
+
+    fn status(&self, order_no: &str) -> Result<&str, &'static str> {
+        self.books.orders.get(order_no).map(|order| order.status.as_str()).ok_or("no_such_order")
+    }
+
+    fn note(&mut self, order_no: &str, outcome: &str, trade_no: &str, at: Timestamp) {
+        self.books.receipts.push(ReceiptLine {
+            at: at.ms(),
+            source: "manual".into(),
+            outcome: outcome.into(),
+            merchant: self.books.orders[order_no].merchant.clone(),
+            order_no: order_no.into(),
+            trade_no: trade_no.into(),
+            is_filed: true,
+            payload: Payload(super::world::REASON.into()),
+        });
+    }
+
+    fn settle_by_hand(
+        &mut self,
+        order_no: &str,
+        trade_no: Option<String>,
+        at: Timestamp,
+    ) -> Result<&'static str, &'static str> {
+        if !matches!(self.status(order_no)?, "pending" | "review") {
+            return Err("wrong_status");
+        }
+        let held = || {
+            let held = |receipt: &&ReceiptLine| {
+                receipt.is_filed
+                    && receipt.order_no == order_no
+                    && matches!(receipt.outcome.as_str(), "amount_mismatch" | "held")
+            };
+            self.books.receipts.iter().rev().find(held).map(|receipt| receipt.trade_no.clone())
+        };
+        let trade_no = trade_no.or_else(held);
+        let merchant = &self.books.orders[order_no].merchant;
+        if trade_no.as_ref().is_some_and(|trade_no| self.settled_by(merchant, trade_no).is_some()) {
+            return Err("trade_reused");
+        }
+        self.pay(order_no, trade_no.clone(), "manual", at);
+        self.note(order_no, "settled", trade_no.as_deref().unwrap_or_default(), at);
+        Ok("done")
+    }
+
+    fn cancel(&mut self, order_no: &str, at: Timestamp) -> Result<&'static str, &'static str> {
+        if !matches!(self.status(order_no)?, "pending" | "review") {
+            return Err("wrong_status");
+        }
+        self.books.orders.get_mut(order_no).unwrap().status = "cancelled".into();
+        self.note(order_no, "cancelled", "", at);
+        Ok("done")
+    }
+
+    fn acknowledge(&mut self, order_no: &str, at: Timestamp) -> String {
+        if !self.books.orders.contains_key(order_no) {
+            return "no_such_order".into();
+        }
+        let trades = |outcome: &str| -> BTreeSet<String> {
+            let own =
+                |receipt: &&ReceiptLine| receipt.is_filed && receipt.order_no == order_no && receipt.outcome == outcome;
+            self.books.receipts.iter().filter(own).map(|receipt| receipt.trade_no.clone()).collect()
+        };
+        let open = &trades("paid_again") - &trades("acknowledged");
+        for trade_no in &open {
+            self.note(order_no, "acknowledged", trade_no, at);
+        }
+        if open.is_empty() { "not_paid_again".into() } else { listed(open) }
+    }
+
+    fn begin_refund(&mut self, order_no: &str, even_if_spent: bool, at: Timestamp) -> Result<String, &'static str> {
+        if self.status(order_no)? != "paid" {
+            return Err("wrong_status");
+        }
+        if let Some(before) = self.books.refunds.get(order_no).filter(|refund| refund.state != "refused") {
+            return Ok(format!("{} before", before.state));
+        }
+        let order = &self.books.orders[order_no];
+        if self.books.balances[&order.user] < order.credits && !even_if_spent {
+            return Err("out_of_bounds");
+        }
+        let wanted = RefundLine {
+            state: RefundState::Requested.name().into(),
+            answer: None,
+            proved: false,
+            requested_at: at.ms(),
+            changed_at: at.ms(),
+        };
+        self.books.refunds.insert(order_no.into(), wanted);
+        Ok("requested".into())
+    }
+
+    fn finish_refund(
+        &mut self,
+        order_no: &str,
+        answer: &str,
+        proved: bool,
+        at: Timestamp,
+    ) -> Result<&'static str, &'static str> {
+        let status = self.status(order_no)?.to_owned();
+        match (status.as_str(), self.books.refunds.get_mut(order_no)) {
+            ("refunded", _) => return Ok("refunded"),
+            ("paid", Some(refund)) => {
+                refund.state = "done".into();
+                refund.answer = Some(answer.into());
+                refund.proved = proved;
+                refund.changed_at = at.ms();
+            }
+            _ => return Err("wrong_status"),
+        }
+        let order = self.books.orders.get_mut(order_no).unwrap();
+        order.status = "refunded".into();
+        let (user, credits) = (order.user, order.credits);
+        self.enter("refund", user, -credits, Some(order_no), at);
+        self.enqueue(order_no, "refunded", at);
+        Ok("refunded")
+    }
+
+    fn book(&mut self, kind: &str, user: i64, credits: i64, key: Option<&Key>, at: Timestamp) -> String {
+        if let Some(key) = key
+            && let Some(earlier) = self.books.keys.get(&key.key)
+        {
+            return match (earlier.fingerprint == key.fingerprint, earlier.credits_after) {
+                (true, Some(after)) => format!("repeated, {after}"),
+                (true, None) => unreachable!("the workload gives each request a key of its own"),
+                (false, _) => "key_reused".into(),
+            };
+        }
+        let Some(&before) = self.books.balances.get(&user) else { return "no_such_user".into() };
+        let after = before + credits;
+        if credits < 0 && after < 0 {
+            return "out_of_bounds".into();
+        }
+        self.enter(kind, user, credits, None, at);
+        if let Some(Key { key, fingerprint }) = key {
+            let line = KeyLine { fingerprint: fingerprint.clone(), order_no: None, credits_after: Some(after) };
+            self.books.keys.insert(key.clone(), line);
+        }
+        format!("booked, {after}")
+    }
+
+    fn claim(&mut self, channel: &str, now: Timestamp, limit: u32) -> String {
+        let mut due: Vec<_> = self
+            .books
+            .messages
+            .iter_mut()
+            .filter(|((_, _, of), message)| of == channel && message.state == "due" && message.due_at <= now.ms())
+            .collect();
+        due.sort_by_key(|(_, message)| (message.due_at, message.id));
+        listed(due.into_iter().take(limit as usize).map(|((order_no, kind, _), message)| {
+            message.due_at = now.ms() + LEASE_MS;
+            message.attempts += 1;
+            format!("{}:{order_no}/{kind}/{}", message.id, message.attempts)
+        }))
+    }
+
+    fn attempted(&mut self, of: &Message, attempt: &Attempt, now: Timestamp) {
+        let place = (of.order_no.clone(), of.kind.clone(), of.channel.clone());
+        let Some(message) = self.books.messages.get_mut(&place) else { return };
+        // What has come to its end stays there, unless it did arrive after all.
+        if message.state != "due" && *attempt != Attempt::Sent {
+            return;
+        }
+        match attempt {
+            Attempt::Sent => (message.state, message.finished_at) = ("sent".into(), Some(now.ms())),
+            Attempt::Failed { .. } => (message.state, message.finished_at) = ("failed".into(), Some(now.ms())),
+            Attempt::Again { at, .. } => message.due_at = at.ms(),
+            Attempt::NotNow { at, .. } => {
+                message.due_at = at.ms();
+                message.attempts = message.attempts.saturating_sub(1);
+            }
+        }
+    }
+
+    fn add_missing_events(&mut self, since: Timestamp, now: Timestamp) -> String {
+        let messages = &mut self.books.messages;
+        let mut told: Vec<_> = messages
+            .iter()
+            .filter(|((_, _, channel), message)| channel == "telegram" && message.created_at >= since.ms())
+            .map(|((order_no, kind, _), message)| (message.id, order_no.clone(), kind.clone(), message.created_at))
+            .collect();
+        told.sort();
+        let before = messages.len();
+        for (_, order_no, kind, created_at) in told {
+            let id = messages.len() as i64 + 1;
+            let event = MessageLine { retried_at: Some(now.ms()), ..due(id, created_at, now) };
+            messages.entry((order_no, kind, "event".into())).or_insert(event);
+        }
+        format!("added {}", messages.len() - before)
+    }
+}
+
+/// A message that is due now.
+fn due(id: i64, created_at: i64, now: Timestamp) -> MessageLine {
+    MessageLine {
+        id,
+        created_at,
+        due_at: now.ms(),
+        attempts: 0,
+        state: "due".into(),
+        finished_at: None,
+        retried_at: None,
+    }
+}
+
+/// How replies list what they name.
+pub(super) fn listed(names: impl IntoIterator<Item = String>) -> String {
+    names.into_iter().collect::<Vec<_>>().join(" ")
+}
