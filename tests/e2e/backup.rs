@@ -34,7 +34,14 @@ fn copies_made_while_callbacks_settle_orders_audit_clean() {
             scope.spawn(move || {
                 let mut client = service.client();
                 for order in part {
-                    assert_eq!(client.notify(&Notification::of(order).form()), (200, "success".into()));
+                    let form = Notification::of(order).form();
+                    // A disk that is too busy is no fault of anybody's: gateways send again.
+                    let is_settled = (0..10).any(|_| match client.notify(&form) {
+                        (200, answer) if answer == "success" => true,
+                        (503, answer) if answer == "fail" => false,
+                        other => panic!("{other:?}"),
+                    });
+                    assert!(is_settled, "{:#?}", service.log());
                     settled.fetch_add(1, Ordering::SeqCst);
                 }
             });
@@ -179,7 +186,7 @@ fn a_copy_that_is_interrupted_leaves_nothing() {
     sandbox.order(1001);
     let database = sandbox.database();
     database.execute_batch("CREATE TABLE filler (a)").unwrap();
-    for _ in 0..64 {
+    for _ in 0..24 {
         database.execute("INSERT INTO filler VALUES (zeroblob(1 << 20))", []).unwrap();
     }
     drop(database);

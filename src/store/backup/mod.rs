@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use rust_i18n::t;
+use tempfile::NamedTempFile;
 
 use super::audit::{Audit, audit};
 use super::{Store, StoreError, schema};
@@ -18,6 +19,9 @@ use crate::config::DatabaseUrl;
 
 /// How many pages are copied before the progress is told.
 const PAGES_PER_STEP: i32 = 64;
+/// After how many steps what is copied goes to the disk. All of it at the end would hold up the commits of a writing service for
+/// as long as the disk takes for it.
+const STEPS_PER_SYNC: u64 = 16;
 /// What SQLite keeps beside a database until it has all of it in its one file.
 const BESIDE: [&str; 3] = ["-wal", "-journal", "-shm"];
 
@@ -141,7 +145,7 @@ fn back_up(
     // For its owner only, and removed again if it comes to nothing.
     let part = tempfile::Builder::new().prefix(".webhookctl-").suffix(".part").tempfile_in(directory);
     let part = part.map_err(io_at(directory))?;
-    copy(&source, part.path(), progress)?;
+    copy(&source, &part, progress)?;
     part.as_file().sync_all().map_err(io_at(part.path()))?;
     let bytes = part.as_file().metadata().map_err(io_at(part.path()))?.len();
     let persisted = if overwrite { part.persist(&to) } else { part.persist_noclobber(&to) };
@@ -167,18 +171,18 @@ fn refuse_own_file(database: &Path, file: &Path) -> Result<(), BackupError> {
 
 fn copy(
     source: &Connection,
-    to: &Path,
+    part: &NamedTempFile,
     mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<(), BackupError> {
     // The whole copy is of this one snapshot. Without it each step would see what was committed last, and begin anew.
     let snapshot = source.unchecked_transaction()?;
     snapshot.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
-    let mut target = Connection::open(to)?;
-    // It is synced when it is complete, and thrown away if it is not.
+    let mut target = Connection::open(part.path())?;
+    // It is thrown away if it does not get complete.
     target.query_row("PRAGMA journal_mode = OFF", [], |_| Ok(()))?;
     target.pragma_update(None, "synchronous", "OFF")?;
     let backup = Backup::new(&snapshot, &mut target)?;
-    loop {
+    for steps in 1_u64.. {
         match backup.step(PAGES_PER_STEP)? {
             StepResult::Done => break,
             StepResult::More => {}
@@ -189,10 +193,13 @@ fn copy(
         if progress(count(pages.pagecount - pages.remaining), count(pages.pagecount)).is_break() {
             return Err(BackupError::Interrupted);
         }
+        if steps.is_multiple_of(STEPS_PER_SYNC) {
+            part.as_file().sync_data().map_err(io_at(part.path()))?;
+        }
     }
     drop(backup);
     target.close().map_err(|(_, error)| error)?;
-    make_single(to)?;
+    make_single(part.path())?;
     Ok(())
 }
 
