@@ -34,14 +34,14 @@ fn bodies_of_sixteen_megabytes() {
     under_attack(|scene| {
         let piece = vec![b'x'; 64 * 1024];
         let announced = format!("POST /payment/notify HTTP/1.1\r\nHost: x\r\nContent-Length: {BODY}\r\n\r\n");
-        let statuses = at_once(scene, 64, |stream| {
+        let statuses = at_once(scene, 16, |stream| {
             offer(stream, announced.as_bytes());
             stream_of(stream, &piece, BODY);
         });
         // Who sends on for longer than is reasonable may lose the answer.
         assert!(statuses.iter().all(|status| matches!(status, 413 | 0)), "{statuses:?}");
         let chunk = [b"10000\r\n", &piece[..], b"\r\n"].concat();
-        let statuses = at_once(scene, 64, |stream| {
+        let statuses = at_once(scene, 16, |stream| {
             offer(stream, b"POST /payment/notify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
             stream_of(stream, &chunk, BODY);
         });
@@ -74,7 +74,7 @@ fn heads_of_many_fields_and_of_long_ones() {
             ("X: y\r\n".repeat(1_000_000), 431),
         ] {
             let request = format!("{start}{fields}\r\n");
-            let statuses = at_once(scene, 32, |stream| offer(stream, request.as_bytes()));
+            let statuses = at_once(scene, 16, |stream| offer(stream, request.as_bytes()));
             let is_right = |status: &u16| *status == expected || (*status == 0 && request.len() > 256 * 1024);
             assert!(statuses.iter().all(is_right), "{:?}: {statuses:?}", fields.get(..20));
         }
