@@ -32,7 +32,9 @@ fn flood(scene: &Scene, from: Ipv4Addr, count: usize, request: impl Fn(usize) ->
     std::thread::scope(|threads| {
         let senders: Vec<_> = (0..FLOODERS).map(|_| threads.spawn(send)).collect();
         senders.into_iter().map(|sender| sender.join().unwrap()).fold(Tally::new(), |mut all, tally| {
-            tally.into_iter().for_each(|(answer, count)| *all.entry(answer).or_default() += count);
+            for (answer, count) in tally {
+                *all.entry(answer).or_default() += count;
+            }
             all
         })
     })

@@ -191,7 +191,10 @@ fn lines_and_bytes_that_http_does_not_know() {
         ] {
             let answers = conversation(scene, request);
             let text = String::from_utf8_lossy(request);
-            assert!(answers.starts_with("HTTP/1.1 400 ") && answers.ends_with("\r\n\r\nfail"), "{text:?}: {answers:?}");
+            // By us with `fail`, by hyper with nothing.
+            let body = answers.split_once("\r\n\r\n").map(|(_, body)| body);
+            assert!(answers.starts_with("HTTP/1.1 400 "), "{text:?}: {answers:?}");
+            assert!(matches!(body, Some("fail" | "")), "{text:?}: {answers:?}");
             assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{text:?}: {answers:?}");
         }
         // Bytes without an end, and an end without bytes.
@@ -244,7 +247,7 @@ fn a_form_has_one_reading_however_it_is_encoded() {
         // Every byte may be encoded, and is the same byte then.
         let encoded = form.split('&').map(|pair| {
             let (key, value) = pair.split_once('=').unwrap();
-            let all = |text: &str| text.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>();
+            let all = |text: &str| text.bytes().fold(String::new(), |all, byte| format!("{all}%{byte:02x}"));
             let value = if value.contains('%') { value.to_owned() } else { all(value) };
             format!("{}={value}", all(key))
         });

@@ -1,6 +1,7 @@
 //! The steady stream of honest callbacks.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -43,7 +44,7 @@ struct Answer {
 /// For how long each thread of the service has been ready to run in all, while something else ran.
 struct Sample {
     at: Instant,
-    stood_still: HashMap<String, Duration>,
+    stood_still: HashMap<OsString, Duration>,
 }
 
 /// The kernel's account of it.
@@ -85,7 +86,7 @@ impl Honest {
             let mut samples = Vec::new();
             while !until.load(Ordering::Relaxed) {
                 let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-                let stood_still = tasks.map(|task| (format!("{:?}", task.file_name()), stood_still(task.path())));
+                let stood_still = tasks.map(|task| (task.file_name(), stood_still(task.path())));
                 samples.push(Sample { at: Instant::now(), stood_still: stood_still.collect() });
                 std::thread::sleep(SAMPLE_INTERVAL);
             }

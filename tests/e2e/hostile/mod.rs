@@ -73,7 +73,6 @@ fn under_attack(attack: impl FnOnce(&Scene)) {
     honest.go_on(5 * SENDERS);
     let paid = honest.end();
     let memory = memory_kib(&service, "VmHWM");
-    println!("{} honest callbacks, {memory} KiB", paid.len());
     assert!(memory < MEMORY_KIB_MAX, "{memory} KiB");
     let settled = sandbox.count("SELECT count(*) FROM orders WHERE status = 'paid' AND telegram_id = 1001");
     assert_eq!(settled, i64::try_from(paid.len()).unwrap());
