@@ -20,6 +20,9 @@ pub(super) const FREE_BYTES: usize = 4096;
 /// How many connections may hold more at the same time, up to the limits of head and body. Each takes some 40 KiB.
 const LARGE_MAX: usize = 256;
 
+/// How long every connection may be silent, in microseconds, however many others there are: its request may be on its way.
+const PATIENCE_US: u64 = 1_000_000;
+
 /// All that are open.
 pub(super) struct Connections {
     started: Instant,
@@ -82,11 +85,16 @@ impl Connections {
 
     /// Has one connection end, if there is one that can: of the client that has the most of them, a proxy's as the last.
     pub(super) fn make_room(&self) {
+        self.make_room_at(self.now());
+    }
+
+    fn make_room_at(&self, now: u64) {
         let mut open = self.open();
+        let may_go = |stay: &Stay| stay.waiting_since.load(Ordering::Relaxed) <= now.saturating_sub(PATIENCE_US);
         let networks = open.0.iter().filter(|(client, _)| matches!(client, Client::Network(_)));
         let most = networks.max_by_key(|(_, stays)| stays.len()).map(|(client, _)| *client);
-        let of_most = most.and_then(|client| Some((client, open.longest_of(client, |_| true)?.1)));
-        if let Some((client, at)) = of_most.or_else(|| open.longest(|_| true)) {
+        let of_most = most.and_then(|client| Some((client, open.longest_of(client, may_go)?.1)));
+        if let Some((client, at)) = of_most.or_else(|| open.longest(may_go)) {
             open.dismiss(client, at);
         }
     }
@@ -228,14 +236,17 @@ mod tests {
         let proxy = since(all.admit([127, 0, 0, 1].into(), true).unwrap(), 0);
         let single = since(admit(&all, "10.0.0.2").unwrap(), 1);
         let (older, newer) = (since(admit(&all, STRANGER).unwrap(), 2), since(admit(&all, STRANGER).unwrap(), 3));
-        all.make_room();
+        all.make_room_at(PATIENCE_US + 2);
         assert!(!is_open(&all, &older) && is_open(&all, &newer) && is_open(&all, &single));
         newer.is_at_work();
         single.is_at_work();
-        all.make_room();
+        all.make_room_at(PATIENCE_US + 2);
         assert!(!is_open(&all, &proxy) && is_open(&all, &newer) && is_open(&all, &single));
-        all.make_room();
+        all.make_room_at(PATIENCE_US + 2);
         assert!(is_open(&all, &newer) && is_open(&all, &single), "who waits for us never has to go");
+        let just_come = since(admit(&all, STRANGER).unwrap(), 3);
+        all.make_room_at(PATIENCE_US + 2);
+        assert!(is_open(&all, &just_come));
     }
 
     #[test]
