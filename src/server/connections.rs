@@ -20,6 +20,9 @@ pub(super) const FREE_BYTES: usize = 4096;
 /// How many connections may hold more at the same time, up to the limits of head and body. Each takes some 40 KiB.
 const LARGE_MAX: usize = 256;
 
+/// How long every connection may be silent, in microseconds, however many others there are: its request may be on its way.
+const PATIENCE_US: u64 = 1_000_000;
+
 /// All that are open.
 pub(super) struct Connections {
     started: Instant,
@@ -82,11 +85,16 @@ impl Connections {
 
     /// Has one connection end, if there is one that can: of the client that has the most of them, a proxy's as the last.
     pub(super) fn make_room(&self) {
+        self.make_room_at(self.now());
+    }
+
+    fn make_room_at(&self, now: u64) {
         let mut open = self.open();
+        let may_go = |stay: &Stay| stay.waiting_since.load(Ordering::Relaxed) <= now.saturating_sub(PATIENCE_US);
         let networks = open.0.iter().filter(|(client, _)| matches!(client, Client::Network(_)));
         let most = networks.max_by_key(|(_, stays)| stays.len()).map(|(client, _)| *client);
-        let of_most = most.and_then(|client| Some((client, open.longest_of(client, |_| true)?.1)));
-        if let Some((client, at)) = of_most.or_else(|| open.longest(|_| true)) {
+        let of_most = most.and_then(|client| Some((client, open.longest_of(client, may_go)?.1)));
+        if let Some((client, at)) = of_most.or_else(|| open.longest(may_go)) {
             open.dismiss(client, at);
         }
     }
@@ -175,5 +183,84 @@ impl Drop for Place {
         if open.0.get(&self.client).is_some_and(Vec::is_empty) {
             open.0.remove(&self.client);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STRANGER: &str = "10.0.0.1";
+
+    fn admit(all: &Arc<Connections>, peer: &str) -> Option<Place> {
+        all.admit(peer.parse().unwrap(), false)
+    }
+
+    /// Gives the place a time of its own: the clock may stand still between two.
+    fn since(place: Place, at: u64) -> Place {
+        place.stay.waiting_since.store(at, Ordering::Relaxed);
+        place
+    }
+
+    fn is_open(all: &Connections, place: &Place) -> bool {
+        all.open().place_of(place).is_some()
+    }
+
+    #[test]
+    fn a_client_keeps_its_newest_connections_and_those_that_are_answered() {
+        let all = Connections::new();
+        let number = |n: usize| u64::try_from(n).unwrap();
+        let places: Vec<_> = (0..PER_CLIENT_MAX).map(|n| since(admit(&all, STRANGER).unwrap(), number(n))).collect();
+        places[0].is_at_work();
+        let newest = admit(&all, STRANGER).unwrap();
+        assert!(is_open(&all, &places[0]) && !is_open(&all, &places[1]) && is_open(&all, &newest));
+        assert!(admit(&all, "10.0.0.2").is_some_and(|other| is_open(&all, &other)), "others have their own");
+        places.iter().chain([&newest]).for_each(Place::is_at_work);
+        assert!(admit(&all, STRANGER).is_none(), "all wait for us");
+        drop(places);
+        assert!(admit(&all, STRANGER).is_some());
+        drop(newest);
+        assert!(all.open().0.is_empty(), "nothing is kept of who has gone");
+    }
+
+    #[test]
+    fn a_proxy_has_as_many_as_its_clients() {
+        let all = Connections::new();
+        let places: Vec<_> = (0..2000).map(|_| all.admit([127, 0, 0, 1].into(), true).unwrap()).collect();
+        assert!(places.iter().all(|place| is_open(&all, place)));
+    }
+
+    #[test]
+    fn room_is_made_by_who_has_most_and_by_a_proxy_last() {
+        let all = Connections::new();
+        let proxy = since(all.admit([127, 0, 0, 1].into(), true).unwrap(), 0);
+        let single = since(admit(&all, "10.0.0.2").unwrap(), 1);
+        let (older, newer) = (since(admit(&all, STRANGER).unwrap(), 2), since(admit(&all, STRANGER).unwrap(), 3));
+        all.make_room_at(PATIENCE_US + 2);
+        assert!(!is_open(&all, &older) && is_open(&all, &newer) && is_open(&all, &single));
+        newer.is_at_work();
+        single.is_at_work();
+        all.make_room_at(PATIENCE_US + 2);
+        assert!(!is_open(&all, &proxy) && is_open(&all, &newer) && is_open(&all, &single));
+        all.make_room_at(PATIENCE_US + 2);
+        assert!(is_open(&all, &newer) && is_open(&all, &single), "who waits for us never has to go");
+        let just_come = since(admit(&all, STRANGER).unwrap(), 3);
+        all.make_room_at(PATIENCE_US + 2);
+        assert!(is_open(&all, &just_come));
+    }
+
+    #[test]
+    fn the_large_make_room_for_the_large() {
+        let all = Connections::new();
+        let small = since(admit(&all, "10.0.0.2").unwrap(), 0);
+        let (older, newer) = (since(admit(&all, STRANGER).unwrap(), 1), since(admit(&all, STRANGER).unwrap(), 2));
+        let taken = older.grow().try_acquire_many_owned(u32::try_from(LARGE_MAX).unwrap()).unwrap();
+        assert!(is_open(&all, &older));
+        newer.grow();
+        assert!(!is_open(&all, &older) && is_open(&all, &newer) && is_open(&all, &small));
+        drop(taken);
+        newer.shrink();
+        small.grow();
+        assert!(is_open(&all, &newer));
     }
 }

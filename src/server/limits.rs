@@ -31,7 +31,7 @@ impl Rate {
     /// Takes one from a bucket that is full again at `full_at`: when it will be full after that. `None` where it is empty.
     fn take(self, full_at: Duration, now: Duration) -> Option<Duration> {
         let full_at = full_at.max(now) + self.interval;
-        (full_at.saturating_sub(now) <= self.interval * self.burst).then_some(full_at)
+        (full_at <= now + self.interval * self.burst).then_some(full_at)
     }
 }
 
@@ -114,7 +114,7 @@ impl Known {
 pub(super) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
-        IpAddr::V4(address) => address.into(),
+        address @ IpAddr::V4(_) => address,
     }
 }
 

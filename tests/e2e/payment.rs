@@ -428,7 +428,7 @@ fn send_at_once(service: &Service, requests: &[String]) -> Vec<Client> {
 
 #[test]
 fn too_many_at_once_are_told_to_come_again() {
-    const CONNECTIONS: usize = 3500;
+    const CONNECTIONS: usize = 2500;
     if !allow_descriptors(2 * CONNECTIONS as u64) {
         return;
     }

@@ -473,8 +473,16 @@ impl HalfSent {
 
 /// A connection from one of the loopback addresses: each of them is a stranger of its own to the service.
 pub fn connect_from(from: Ipv4Addr, to: SocketAddr) -> std::io::Result<TcpStream> {
+    connect_with_buffer(from, to, None)
+}
+
+/// [`connect_from`], with so much room at our end for what is received.
+pub fn connect_with_buffer(from: Ipv4Addr, to: SocketAddr, bytes: Option<usize>) -> std::io::Result<TcpStream> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
     let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    if let Some(bytes) = bytes {
+        rustix::net::sockopt::set_socket_recv_buffer_size(&socket, bytes)?;
+    }
     bind(&socket, &SocketAddrV4::new(from, 0))?;
     connect(&socket, &to)?;
     Ok(socket.into())

@@ -34,14 +34,14 @@ fn bodies_of_sixteen_megabytes() {
     under_attack(|scene| {
         let piece = vec![b'x'; 64 * 1024];
         let announced = format!("POST /payment/notify HTTP/1.1\r\nHost: x\r\nContent-Length: {BODY}\r\n\r\n");
-        let statuses = at_once(scene, 64, |stream| {
+        let statuses = at_once(scene, 16, |stream| {
             offer(stream, announced.as_bytes());
             stream_of(stream, &piece, BODY);
         });
         // Who sends on for longer than is reasonable may lose the answer.
         assert!(statuses.iter().all(|status| matches!(status, 413 | 0)), "{statuses:?}");
         let chunk = [b"10000\r\n", &piece[..], b"\r\n"].concat();
-        let statuses = at_once(scene, 64, |stream| {
+        let statuses = at_once(scene, 16, |stream| {
             offer(stream, b"POST /payment/notify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
             stream_of(stream, &chunk, BODY);
         });
@@ -74,7 +74,7 @@ fn heads_of_many_fields_and_of_long_ones() {
             ("X: y\r\n".repeat(1_000_000), 431),
         ] {
             let request = format!("{start}{fields}\r\n");
-            let statuses = at_once(scene, 32, |stream| offer(stream, request.as_bytes()));
+            let statuses = at_once(scene, 16, |stream| offer(stream, request.as_bytes()));
             let is_right = |status: &u16| *status == expected || (*status == 0 && request.len() > 256 * 1024);
             assert!(statuses.iter().all(is_right), "{:?}: {statuses:?}", fields.get(..20));
         }
@@ -191,7 +191,10 @@ fn lines_and_bytes_that_http_does_not_know() {
         ] {
             let answers = conversation(scene, request);
             let text = String::from_utf8_lossy(request);
-            assert!(answers.starts_with("HTTP/1.1 400 ") && answers.ends_with("\r\n\r\nfail"), "{text:?}: {answers:?}");
+            // By us with `fail`, by hyper with nothing.
+            let body = answers.split_once("\r\n\r\n").map(|(_, body)| body);
+            assert!(answers.starts_with("HTTP/1.1 400 "), "{text:?}: {answers:?}");
+            assert!(matches!(body, Some("fail" | "")), "{text:?}: {answers:?}");
             assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{text:?}: {answers:?}");
         }
         // Bytes without an end, and an end without bytes.
@@ -244,7 +247,7 @@ fn a_form_has_one_reading_however_it_is_encoded() {
         // Every byte may be encoded, and is the same byte then.
         let encoded = form.split('&').map(|pair| {
             let (key, value) = pair.split_once('=').unwrap();
-            let all = |text: &str| text.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>();
+            let all = |text: &str| text.bytes().fold(String::new(), |all, byte| format!("{all}%{byte:02x}"));
             let value = if value.contains('%') { value.to_owned() } else { all(value) };
             format!("{}={value}", all(key))
         });
