@@ -28,11 +28,13 @@ impl Readers {
     pub(super) fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         let place = self.place.read().unwrap_or_else(PoisonError::into_inner);
         let idle = lock(&self.idle).pop();
-        let connection = match (idle, place.look()) {
-            (Some(connection), _) => connection,
-            (None, Standing::Same) => schema::open_reader(place.path())?,
-            // It would read another file, or make one beside ours.
-            (None, standing) => return Err(restore::refusal(&place, &standing)),
+        let connection = match idle {
+            Some(connection) => connection,
+            None => match place.look() {
+                Standing::Same => schema::open_reader(place.path())?,
+                // It would read another file, or make one beside ours.
+                standing => return Err(restore::refusal(&place, &standing)),
+            },
         };
         let result = query(&connection)?;
         lock(&self.idle).push(connection);

@@ -3,9 +3,9 @@
 //! Where its files were removed, what is still open here is all that there is, and is written back. Where another file has taken their
 //! place, somebody has to decide which one it is to be: nothing is written until then, and what is open here is kept beside it.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use rusqlite::backup::Backup;
 use rust_i18n::t;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::place::{Identity, Place, Standing, identity, with_ending};
 use super::readers::{Readers, leave_files};
@@ -130,8 +131,13 @@ impl Database {
         let path = self.place.path().to_owned();
         let mut reading = self.readers.stop();
         let written = copy(connection, &path, self.place.mode)?;
-        self.place.remove_log().map_err(|error| failed(&error))?;
-        let (connection, place) = open_there(&path, written)?;
+        let removed = self.place.remove_log().map_err(|error| failed(&error));
+        let (connection, place) = removed.and_then(|()| open_there(&path, written)).inspect_err(|_| {
+            // Or it would stand in its own place as another file the next time.
+            if is_there(&path, written) {
+                let _ = fs::remove_file(&path);
+            }
+        })?;
         if let Some(old) = self.connection.replace(connection) {
             leave_files(&old);
         }
@@ -189,9 +195,8 @@ pub(super) fn refusal(place: &Place, standing: &Standing) -> StoreError {
 
 /// Opens the database, which must be this very file.
 fn open_there(path: &Path, expected: Identity) -> Result<(Connection, Place), StoreError> {
-    let is_there = || fs::metadata(path).is_ok_and(|metadata| identity(&metadata) == expected);
-    let other = || refusal_of(path);
-    if !is_there() {
+    let other = || StoreError::Failed(t!("store.files_replaced", path = path.display()).into());
+    if !is_there(path, expected) {
         return Err(other());
     }
     let (connection, place) = schema::open_existing(path)?;
@@ -202,29 +207,44 @@ fn open_there(path: &Path, expected: Identity) -> Result<(Connection, Place), St
     Err(other())
 }
 
-fn refusal_of(path: &Path) -> StoreError {
-    StoreError::Failed(t!("store.files_replaced", path = path.display()).into())
+fn is_there(path: &Path, expected: Identity) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| identity(&metadata) == expected)
 }
 
 /// Writes all that is open here to a new file, which is there wholly or not at all, and replaces none.
 fn copy(connection: &Connection, target: &Path, mode: u32) -> Result<Identity, StoreError> {
-    let directory = target.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(directory).map_err(|error| failed(&error))?;
     let unfinished = with_ending(target, ".unfinished");
-    remove_if_there(&unfinished).map_err(|error| failed(&error))?;
-    let copied = copy_pages(connection, &unfinished).and_then(|()| {
-        let put = || {
-            fs::set_permissions(&unfinished, Permissions::from_mode(mode))?;
-            File::open(&unfinished)?.sync_all()?;
-            // Fails where something is there, as renaming would not.
-            fs::hard_link(&unfinished, target)?;
-            File::open(directory)?.sync_all()?;
-            target.metadata()
-        };
-        put().map(|metadata| identity(&metadata)).map_err(|error| failed(&error))
-    });
+    let copied = create_alone(&unfinished)
+        .map_err(|error| failed(&error))
+        .and_then(|()| copy_pages(connection, &unfinished))
+        .and_then(|()| finish(&unfinished, target, mode).map_err(|error| failed(&error)));
     let _ = remove_if_there(&unfinished);
     copied
+}
+
+/// Makes an empty file that nobody else may read.
+fn create_alone(path: &Path) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    remove_if_there(path)?;
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(drop)
+}
+
+/// Gives a copy its name and its permissions, durably.
+fn finish(unfinished: &Path, target: &Path, mode: u32) -> io::Result<Identity> {
+    fs::set_permissions(unfinished, Permissions::from_mode(mode))?;
+    File::open(unfinished)?.sync_all()?;
+    // Both fail where something is there, and there are file systems that know only one of them.
+    if fs::hard_link(unfinished, target).is_err() {
+        renameat_with(CWD, unfinished, CWD, target, RenameFlags::NOREPLACE)?;
+    }
+    let directory = target.parent().filter(|directory| !directory.as_os_str().is_empty());
+    let synced = File::open(directory.unwrap_or(Path::new("."))).and_then(|directory| directory.sync_all());
+    let copied = synced.and_then(|()| target.metadata()).inspect_err(|_| {
+        let _ = fs::remove_file(target);
+    })?;
+    Ok(identity(&copied))
 }
 
 fn copy_pages(connection: &Connection, target: &Path) -> Result<(), StoreError> {

@@ -83,7 +83,7 @@ fn a_full_disk_at_the_start_is_told_with_its_cause() {
     fs::create_dir(&small).unwrap();
     let Some(mount) = Mount::new(&small, "1m") else { return };
     let filler = fill(&small, 0);
-    let outcome = sandbox.run(&["serve"]);
+    let outcome = ended(&mut sandbox.command(&["serve"]));
     assert_eq!(outcome.code, 1, "{outcome:?}");
     assert!(outcome.stderr.contains("small/x.db") && outcome.stderr.contains("full"), "{outcome:?}");
     fs::remove_file(filler).unwrap();
@@ -115,6 +115,21 @@ fn what_another_process_keeps_locked_is_refused_within_the_gateways_patience() {
     shop.settles_the_books(service);
 }
 
+/// How a service ends that cannot start.
+#[track_caller]
+fn ended(command: &mut Command) -> Outcome {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while child.try_wait().unwrap().is_none() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Does nothing to one that has ended; the code of one that is killed is -1.
+    let _ = child.kill();
+    let outcome = Outcome::of(child.wait_with_output().unwrap());
+    assert!(outcome.code >= 0, "it started: {outcome:?}");
+    outcome
+}
+
 /// A command that has to keep to permissions, as everybody but root has to.
 pub fn without_privileges(sandbox: &Sandbox, arguments: &[&str]) -> Option<Command> {
     if !rustix::process::geteuid().is_root() {
@@ -139,7 +154,7 @@ fn a_database_that_may_not_be_written_ends_the_start_with_its_name_and_the_cause
     for (path, mode, right_mode) in [(&database, 0o444, 0o644), (&database, 0o000, 0o644), (&data, 0o555, 0o755)] {
         set_mode(path, mode);
         let Some(mut command) = without_privileges(&sandbox, &["serve"]) else { return };
-        let outcome = Outcome::of(command.output().unwrap());
+        let outcome = ended(&mut command);
         set_mode(path, right_mode);
         assert!(outcome.code == 4 || outcome.code == 1, "{outcome:?}");
         assert!(outcome.stderr.contains(data.to_str().unwrap()), "{outcome:?}");
