@@ -163,11 +163,6 @@ impl Place {
         self.stay.is_large.store(false, Ordering::Relaxed);
     }
 
-    /// Whether many clients may share the connection.
-    pub(super) fn is_of_proxy(&self) -> bool {
-        matches!(self.client, Client::Proxy(_))
-    }
-
     /// Waits until the connection has to end.
     pub(super) async fn dismissed(&self) {
         self.stay.dismissed.notified().await;

@@ -345,12 +345,7 @@ async fn connection(
             if let Some(asked) = asked.filter(|_| response.status().is_client_error()) {
                 log::debug!("{} {asked}: {peer}", response.status());
             }
-            let closes = match response.status() {
-                StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE => true,
-                // A proxy's connection is others' as well.
-                StatusCode::TOO_MANY_REQUESTS => !place.is_of_proxy(),
-                _ => false,
-            };
+            let closes = matches!(response.status(), StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
             if chunked || closes || refusal.is_some() || control.is_on_last_request() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
