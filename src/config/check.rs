@@ -591,6 +591,24 @@ mod tests {
     }
 
     #[test]
+    fn the_database_that_is_shown_is_the_one_in_force() {
+        for (url, shown) in [
+            ("sqlite:x.db", "sqlite:/srv/x.db"),
+            ("sqlite://x.db", "sqlite:/srv/x.db"),
+            ("sqlite:///x.db", "sqlite:/x.db"),
+            ("sqlite:////x.db", "sqlite:////x.db"),
+        ] {
+            let show = |url: &str, directory: &str| {
+                let text = format!("[database]\nurl = \"{url}\"");
+                let config = Config::from_toml(&text, Path::new(directory)).unwrap();
+                serde_json::to_value(&config.database.url).unwrap().as_str().unwrap().to_owned()
+            };
+            assert_eq!(show(url, "/srv"), shown);
+            assert_eq!(show(shown, "/elsewhere"), shown, "read again: {url}");
+        }
+    }
+
+    #[test]
     fn the_example_is_valid() {
         Config::from_toml(&super::super::EXAMPLE.replace("%{sandbox_key}", "k"), Path::new("/x")).unwrap();
     }

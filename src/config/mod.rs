@@ -104,7 +104,10 @@ pub enum DatabaseUrl {
 impl Serialize for DatabaseUrl {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self::Sqlite(path) = self;
-        serializer.collect_str(&format_args!("sqlite:{}", path.display()))
+        let path = path.display().to_string();
+        // Two slashes behind the scheme are not taken for a part of the path.
+        let scheme = if path.starts_with("//") { "sqlite://" } else { "sqlite:" };
+        serializer.collect_str(&format_args!("{scheme}{path}"))
     }
 }
 

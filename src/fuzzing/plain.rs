@@ -2,6 +2,8 @@
 
 use md5::{Digest, Md5};
 
+use super::script::Script;
+
 /// Keys and values, decoded.
 pub(super) type Fields = Vec<(String, String)>;
 
@@ -117,6 +119,26 @@ pub(super) fn signing_string(fields: &Fields, blank_left_out: bool) -> String {
     let pairs: Vec<String> =
         signed(fields, blank_left_out).iter().map(|(key, value)| format!("{key}={value}")).collect();
     pairs.join("&")
+}
+
+/// The fields of the same signing string, cut at other places: at each `&` behind which no key stands that was there
+/// before, as somebody would who wants to be believed, or at each that `script` says.
+pub(super) fn recut(script: &mut Script, fields: &Fields, blank_left_out: bool) -> Fields {
+    let string = signing_string(fields, blank_left_out);
+    let is_said = script.byte() % 2 == 1;
+    let mut pieces = Fields::new();
+    for piece in string.split('&') {
+        let (key, value) = piece.split_once('=').unwrap_or((piece, ""));
+        let is_cut = if is_said { script.byte() % 2 == 0 } else { pieces.iter().all(|(earlier, _)| earlier != key) };
+        match pieces.last_mut() {
+            Some((_, last)) if !is_cut => {
+                last.push('&');
+                last.push_str(piece);
+            }
+            _ => pieces.push((key.to_owned(), value.to_owned())),
+        }
+    }
+    pieces
 }
 
 /// The V1 signature.
