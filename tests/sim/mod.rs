@@ -51,7 +51,7 @@ fn keep(seed: u64, found: &str) {
         return;
     }
     let mut text = fs::read_to_string(seeds_file()).unwrap();
-    text.push_str(&format!("{seed} # {}\n", found.lines().next().unwrap_or_default()));
+    text += &format!("{seed} # {}\n", found.lines().next().unwrap_or_default());
     fs::write(seeds_file(), text).unwrap();
 }
 
