@@ -122,9 +122,10 @@ pub(super) fn plan(db: &Connection, order_id: i64, merchant: &str, at: Timestamp
 
 /// Has an order asked about soon, whatever its schedule says, but not for ever sooner.
 pub(super) fn ask_soon(db: &Connection, order_id: i64, merchant: &str, now: Timestamp) -> Result<(), StoreError> {
+    // An answer from a time that is yet to come is from before the clock was set back: it must not put the question off till then.
     let last: Option<i64> = db
-        .prepare_cached("SELECT max(asked_at_ms) FROM answers WHERE order_id = ?")?
-        .query_row([order_id], |row| row.get(0))?;
+        .prepare_cached("SELECT max(asked_at_ms) FROM answers WHERE order_id = ? AND asked_at_ms <= ?")?
+        .query_row(params![order_id, now.ms()], |row| row.get(0))?;
     let soon = last.map_or(now.ms(), |last| now.ms().max(last.saturating_add(ASK_PAUSE_MS)));
     db.prepare_cached(
         "INSERT INTO reconciliation (order_id, merchant, due_at_ms) VALUES (?, ?, ?)

@@ -59,7 +59,7 @@ const ACTIONS: [(Action, u64); 18] = [
     (Action::TellWrongly, 10),
     (Action::TellTogether, 5),
     (Action::Reconcile, 7),
-    (Action::Vouch, 4),
+    (Action::Vouch, 8),
     (Action::Person, 5),
     (Action::Refund, 6),
     (Action::Bot, 6),
@@ -234,7 +234,8 @@ impl Workload {
             created_at: self.now(),
             expires_at: self.now().plus_seconds(EXPIRES_AFTER_S),
         };
-        let ask_at = self.random.chance(80).then(|| self.now().plus_seconds(15));
+        let soon = u32::try_from(self.random.between(0, 15)).unwrap();
+        let ask_at = self.random.chance(80).then(|| self.now().plus_seconds(soon));
         let key = self.random.chance(50).then(|| Key { key: format!("K{number}"), fingerprint: "order".into() });
         let is_keyed = key.is_some();
         let op = Op::Create { order, ask_at, key };
@@ -402,7 +403,8 @@ impl Workload {
             )));
         }
         self.step(Op::KeepAnswer { order_no: order_no.into(), at: self.now(), answer: verdict }).await?;
-        let mut next = self.random.chance(90).then(|| self.now().plus_seconds(60));
+        let later = u32::try_from(self.random.between(1, 60)).unwrap();
+        let mut next = self.random.chance(90).then(|| self.now().plus_seconds(later));
         if let Some(Ok(answer)) = read
             && let Verdict::Paid { trade_no } = answer.verdict(&merchant, &order.terms.order_no, order.terms.amount)
         {
@@ -569,7 +571,7 @@ impl Workload {
 
     /// The clock is set, or nothing happens for a while.
     fn move_clock(&mut self) {
-        let by = *self.random.pick(&[60_000, HOUR_MS, 25 * HOUR_MS, -60_000, -HOUR_MS]);
+        let by = *self.random.pick(&[20_000, HOUR_MS, 25 * HOUR_MS, -20_000, -HOUR_MS]);
         self.now += by;
         self.run.log.push(format!("the clock moves by {by} ms"));
     }
