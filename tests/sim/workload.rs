@@ -202,8 +202,10 @@ impl Workload {
 
     /// Does a write, which may get into trouble.
     async fn step(&mut self, op: Op) -> Step<String> {
-        let trouble =
-            if self.random.chance(self.trouble_percent) { any_trouble(&mut self.random) } else { Trouble::None };
+        // What matters most gets into trouble most.
+        let is_settling = self.run.model.apply(&op).iter().any(|(reply, _)| reply == "settled");
+        let percent = if is_settling { (self.trouble_percent * 3).min(90) } else { self.trouble_percent };
+        let trouble = if self.random.chance(percent) { any_trouble(&mut self.random) } else { Trouble::None };
         let trouble = if self.run.can_fail(&op) { trouble } else { Trouble::None };
         let crashes = self.run.tally.crashes;
         let reply = self.run.step(op, trouble).await;

@@ -74,7 +74,7 @@ struct Process {
 impl Process {
     async fn start(path: &Path, settings: Settings) -> Self {
         static CLIENT: OnceLock<Client> = OnceLock::new();
-        let store = Store::open(&DatabaseUrl::Sqlite(path.to_owned())).await.unwrap();
+        let store = Store::open_with_faults(&DatabaseUrl::Sqlite(path.to_owned())).await.unwrap();
         store.tell_bot(settings.tells_bot);
         if let Some(bug) = settings.bug {
             store.plant(bug).await.unwrap();
