@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization, TransactionOperation};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{Settle, Settlement, Store, StoreError, lock, outbox, write};
+use super::{QUEUE_MAX, Settle, Settlement, Store, StoreError, blocking, lock, outbox, write};
+use crate::config::DatabaseUrl;
 use crate::settlement::Outcome;
 
 /// What is done to the writer at one of its steps.
@@ -51,9 +52,12 @@ pub(crate) enum Happened {
 pub(crate) struct Faults(Arc<Mutex<Option<Armed>>>);
 
 impl Faults {
-    /// Puts the hooks into a writer's connection.
+    /// Puts the hooks into a writer's connection, where they are wanted: they are called at every step, and cost time.
     pub(super) fn install(mut connection: Connection) -> Result<(Connection, Self), StoreError> {
         let faults = Self::default();
+        if !HOOKS_WANTED.get() {
+            return Ok((connection, faults));
+        }
         let (progress, commit, prepare) = (faults.clone(), faults.clone(), faults.clone());
         connection.progress_handler(
             1,
@@ -148,6 +152,8 @@ pub(crate) enum Bug {
 }
 
 thread_local! {
+    /// Whether what is opened by this thread gets hooks.
+    static HOOKS_WANTED: Cell<bool> = const { Cell::new(false) };
     /// The bug of the writer whose thread this is.
     static BUG: Cell<Option<Bug>> = const { Cell::new(None) };
 }
@@ -157,6 +163,18 @@ fn has(bug: Bug) -> bool {
 }
 
 impl Store {
+    /// Opens a database whose writer can be made to fail.
+    pub(crate) async fn open_with_faults(url: &DatabaseUrl) -> Result<Self, StoreError> {
+        let DatabaseUrl::Sqlite(path) = url.clone();
+        blocking(move || {
+            HOOKS_WANTED.set(true);
+            let opened = Self::open_file(&path, QUEUE_MAX);
+            HOOKS_WANTED.set(false);
+            opened
+        })
+        .await
+    }
+
     /// What makes this store's writer fail.
     pub(crate) fn faults(&self) -> &Faults {
         &self.shared.faults

@@ -123,6 +123,27 @@ async fn a_wrong_amount_puts_the_order_in_review_and_tells_once() {
 }
 
 #[tokio::test]
+async fn an_answer_from_a_clock_that_was_ahead_puts_no_question_off() {
+    let fixture = Fixture::new().await;
+    fixture.store.create_order(new_order("A1", 1001)).await.unwrap();
+    let tomorrow = Timestamp::from_ms(NOW).plus_seconds(86_400);
+    let answered = Answered {
+        order_no: "A1".into(),
+        at: tomorrow,
+        cause: Cause::Reconcile,
+        answer: "unpaid".into(),
+        detail: String::new(),
+    };
+    fixture.store.keep_answer(answered).await.unwrap();
+    // The clock was set back since then.
+    let mut unproved = settle("A1", "T1");
+    unproved.policy.is_proof = false;
+    let now = unproved.receipt.received_at;
+    assert_eq!(fixture.store.settle(unproved).await.unwrap().outcome, Outcome::Unconfirmed);
+    assert_eq!(fixture.store.due_questions("1002".into(), now, 8).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn another_merchants_receipt_is_not_filed_under_the_order() {
     let fixture = Fixture::new().await;
     fixture.store.create_order(new_order("A1", 1001)).await.unwrap();

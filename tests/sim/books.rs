@@ -91,6 +91,7 @@ pub(super) struct KeyLine {
 
 impl Books {
     /// Reads them from the database, by statements of their own.
+    #[allow(clippy::too_many_lines, reason = "one statement a table")]
     pub(super) fn read(db: &Connection) -> rusqlite::Result<Self> {
         // One snapshot: the writer may tidy up at any time.
         let db = db.unchecked_transaction()?;

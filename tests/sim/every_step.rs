@@ -229,3 +229,30 @@ fn every_write_finds_a_lock_and_a_commit_that_fails() {
     });
     assert!(failed > 50, "{failed}");
 }
+
+#[test]
+fn a_database_whose_opening_was_cut_short_is_opened_again() {
+    let settings = Settings { late: LatePolicy::Review, tells_bot: true, bug: None };
+    let waits_already = Op::Create { order: order("A1"), ask_at: Some(at(0)), key: None };
+    for rest in [Rest::Old, Rest::Nothing, Rest::Rubbish] {
+        for percent in (0..100).step_by(9) {
+            let made = async {
+                let mut run = Run::new(settings).await;
+                run.tell_bot(true);
+                run.cut_off_the_opening(percent, rest).await?;
+                run.step(create("A1"), Trouble::None).await?;
+                run.step(paid("A1", "T1"), Trouble::None).await?;
+                run.conclude(false).await
+            };
+            let brought_up_to_date = async {
+                let mut run = Run::of_version_1(settings, &waits_already).await;
+                run.tell_bot(true);
+                run.cut_off_the_opening(percent, rest).await?;
+                run.step(paid("A1", "T1"), Trouble::None).await?;
+                run.conclude(false).await
+            };
+            runtime().block_on(made).unwrap_or_else(|broken| panic!("{percent} {rest:?}: {}", broken.0));
+            runtime().block_on(brought_up_to_date).unwrap_or_else(|broken| panic!("{percent} {rest:?}: {}", broken.0));
+        }
+    }
+}

@@ -50,9 +50,9 @@ fn keep(seed: u64, found: &str) {
     if seeds_kept().contains(&seed) {
         return;
     }
-    let mut text = fs::read_to_string(seeds_file()).unwrap();
-    text.push_str(&format!("{seed} # {}\n", found.lines().next().unwrap_or_default()));
-    fs::write(seeds_file(), text).unwrap();
+    let text = fs::read_to_string(seeds_file()).unwrap();
+    let found = found.lines().next().unwrap_or_default();
+    fs::write(seeds_file(), format!("{text}{seed} # {found}\n")).unwrap();
 }
 
 /// Runs a seed; a report where it finds something.

@@ -102,7 +102,7 @@ impl Model {
             Op::Cancel { order_no, at } => self.cancel(order_no, *at).unwrap_or_else(|refused| refused).into(),
             Op::Acknowledge { order_no, at } => self.acknowledge(order_no, *at),
             Op::BeginRefund { order_no, even_if_spent, at } => {
-                self.begin_refund(order_no, *even_if_spent, *at).unwrap_or_else(|refused| refused.into())
+                self.begin_refund(order_no, *even_if_spent, *at).unwrap_or_else(str::to_owned)
             }
             Op::RefundAnswered { order_no, state, answer, at } => {
                 if let Some(refund) = self.books.refunds.get_mut(order_no).filter(|refund| refund.state != "done") {
@@ -282,7 +282,7 @@ impl Model {
     fn enqueue(&mut self, order_no: &str, kind: &str, now: Timestamp) {
         let channels = if self.tells_bot { &["telegram", "event"][..] } else { &["telegram"] };
         for channel in channels {
-            let id = self.books.messages.len() as i64 + 1;
+            let id = next_id(self.books.messages.len());
             let place = (order_no.to_owned(), kind.to_owned(), (*channel).to_owned());
             self.books.messages.entry(place).or_insert(due(id, now.ms(), now));
         }
@@ -499,12 +499,16 @@ impl Model {
         told.sort();
         let before = messages.len();
         for (_, order_no, kind, created_at) in told {
-            let id = messages.len() as i64 + 1;
+            let id = next_id(messages.len());
             let event = MessageLine { retried_at: Some(now.ms()), ..due(id, created_at, now) };
             messages.entry((order_no, kind, "event".into())).or_insert(event);
         }
         format!("added {}", messages.len() - before)
     }
+}
+
+fn next_id(messages: usize) -> i64 {
+    i64::try_from(messages).unwrap() + 1
 }
 
 /// A message that is due now.

@@ -4,7 +4,7 @@ use super::{run_seed, runtime};
 use crate::store::faults::Bug;
 
 /// How many seeds may be needed.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 200;
 
 #[track_caller]
 fn is_found(bug: Bug) {

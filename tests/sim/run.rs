@@ -7,7 +7,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use super::model::{FAILED, Model};
-use super::ops::{Op, REJECTIONS};
+use super::ops::{Meaning, Op, REJECTIONS};
 use super::random::Random;
 use super::world::{FileCopy, Rest, Settings, World};
 use crate::store::faults::{Happened, Mishap};
@@ -93,6 +93,28 @@ impl Run {
             tally: Tally::default(),
             acknowledged: BTreeSet::new(),
         }
+    }
+
+    /// With a database of the first version, in which an order waits.
+    pub(super) async fn of_version_1(settings: Settings, create: &Op) -> Self {
+        let mut run = Self {
+            world: Some(World::of_version_1(settings).await),
+            model: Model::new(settings.late),
+            log: vec![format!("{settings:?}")],
+            tally: Tally::default(),
+            acknowledged: BTreeSet::new(),
+        };
+        run.model = run.model.apply(create).swap_remove(0).1;
+        run
+    }
+
+    /// The power goes while the database is being made, or brought up to date.
+    pub(super) async fn cut_off_the_opening(&mut self, percent: u64, rest: Rest) -> Step {
+        self.expect_unchanged("after the opening")?;
+        let copy = FileCopy::of(&self.world().path());
+        let before = copy.without_log();
+        let copy = copy.cut_off(&before, percent, rest).expect("opening wrote something");
+        self.recover(copy, None).await
     }
 
     pub(super) fn world(&self) -> &World {
@@ -408,10 +430,7 @@ impl Run {
 
 fn order_of(op: &Op) -> Option<String> {
     match op {
-        Op::Notify { meaning, .. } => match meaning {
-            super::ops::Meaning::Genuine(told) | super::ops::Meaning::Damaged(told) => Some(told.order_no.clone()),
-            _ => None,
-        },
+        Op::Notify { meaning: Meaning::Genuine(told) | Meaning::Damaged(told), .. } => Some(told.order_no.clone()),
         Op::Settle { settle } => Some(settle.claim.order_no.clone()),
         _ => None,
     }

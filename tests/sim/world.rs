@@ -74,7 +74,7 @@ struct Process {
 impl Process {
     async fn start(path: &Path, settings: Settings) -> Self {
         static CLIENT: OnceLock<Client> = OnceLock::new();
-        let store = Store::open(&DatabaseUrl::Sqlite(path.to_owned())).await.unwrap();
+        let store = Store::open_with_faults(&DatabaseUrl::Sqlite(path.to_owned())).await.unwrap();
         store.tell_bot(settings.tells_bot);
         if let Some(bug) = settings.bug {
             store.plant(bug).await.unwrap();
@@ -113,6 +113,17 @@ impl World {
         let beside = Connection::open(&path).unwrap();
         beside.pragma_update(None, "query_only", true).unwrap();
         Self { processes, turn: 0, settings, beside, directory }
+    }
+
+    /// A database that an earlier version of the program has left, brought up to date.
+    pub(super) async fn of_version_1(settings: Settings) -> Self {
+        let directory = directory();
+        let db = Connection::open(directory.path().join(FILE)).unwrap();
+        db.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())).unwrap();
+        db.execute_batch(include_str!("../../src/store/schema.sql")).unwrap();
+        db.execute_batch(VERSION_1).unwrap();
+        db.close().unwrap();
+        Self::open(directory, settings).await
     }
 
     pub(super) fn store(&self) -> &Store {
@@ -227,6 +238,15 @@ impl World {
     }
 }
 
+/// What the first version of the program has written.
+const VERSION_1: &str = "
+    PRAGMA application_id = 0x77686b63;
+    PRAGMA user_version = 1;
+    INSERT INTO users (telegram_id, created_at_ms) VALUES (1001, 1767323045000);
+    INSERT INTO orders (order_no, merchant, telegram_id, name, type, amount_fen, credits, created_at_ms, expires_at_ms)
+        VALUES ('A1', '1002', 1001, 'VIP', 'alipay', 3600, 70, 1767323045000, 1767324845000);
+";
+
 const FILE: &str = "sim.db";
 const PAGE_BYTES: usize = 4096;
 
@@ -286,6 +306,11 @@ impl FileCopy {
         });
         self.database = pages.collect::<Vec<_>>().concat();
         self
+    }
+
+    /// The database alone, as before anything was written to the log.
+    pub(super) fn without_log(&self) -> Self {
+        Self { database: self.database.clone(), log: Vec::new() }
     }
 
     fn write_to(&self, directory: &Path) {
