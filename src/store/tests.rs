@@ -335,6 +335,8 @@ async fn a_full_queue_refuses_at_once_and_a_lock_fails_honestly() {
 /// As two processes are, one taking over from the other, while both have callbacks to write.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_makes_room_lets_another_one_write() {
+    // Counted in batches of three and not in time: the moment between two commits alone is hardly ever met within so many.
+    const BATCHES: i64 = 2;
     let fixture = Fixture::new().await;
     fixture.store.make_room(true);
     let mut other = fixture.stranger();
@@ -360,8 +362,6 @@ async fn a_store_that_makes_room_lets_another_one_write() {
             true
         }))
         .unwrap();
-    // Counted in batches of three and not in time: the moment between two commits alone is hardly ever met within so many.
-    const BATCHES: i64 = 2;
     let count = |db: &Connection| db.query_row("SELECT count(*) FROM orders", [], |row| row.get::<_, i64>(0)).unwrap();
     let waited_for = move || {
         let turns = (0..10).map(|_| {
