@@ -7,8 +7,8 @@ const HEADERS_MAX: usize = 100;
 const REQUESTS_MAX: usize = 8;
 
 /// A head that is let through ends for hyper's parser where it ends for the guard, or is refused by it too: it is
-/// never waited for, and nothing behind it is taken for a part of it. It names one host and one length, whatever
-/// parts its bytes arrive in.
+/// never waited for, and nothing behind it is taken for a part of it. It has no line that can be read as two or as a
+/// half, and names one host and one length, whatever parts its bytes arrive in.
 ///
 /// # Panics
 ///
@@ -26,6 +26,7 @@ pub fn head(data: &[u8]) {
         let parsed = request.parse(rest);
         match progress {
             Progress::Complete { bytes, framing } => {
+                one_line_each(&rest[..bytes]);
                 // The guard hands over so much, and no more until it is answered.
                 let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
                 let mut alone = httparse::Request::new(&mut headers);
@@ -57,6 +58,17 @@ fn in_parts(head: &[u8]) -> Progress {
     let mut scanner = HeadScanner::default();
     let parts = (1..=head.len()).map(|end| scanner.scan(&head[..end]));
     parts.into_iter().find(|progress| *progress != Progress::Partial).unwrap_or(Progress::Partial)
+}
+
+/// Readers that end lines at a bare line feed, and those that take an indented line for the rest of the one before,
+/// find the same lines as all others.
+fn one_line_each(head: &[u8]) {
+    let feeds = head.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
+    for (at, _) in feeds {
+        assert!(at > 0 && head[at - 1] == b'\r', "a bare line feed: {}", head.escape_ascii());
+        let is_indented = matches!(head.get(at + 1), Some(b' ' | b'\t'));
+        assert!(!is_indented, "an indented line: {}", head.escape_ascii());
+    }
 }
 
 /// hyper finds the host and the length that the guard found.
