@@ -2,6 +2,8 @@
 
 use md5::{Digest, Md5};
 
+use super::script::Script;
+
 /// Keys and values, decoded.
 pub(super) type Fields = Vec<(String, String)>;
 
@@ -117,6 +119,27 @@ pub(super) fn signing_string(fields: &Fields, blank_left_out: bool) -> String {
     let pairs: Vec<String> =
         signed(fields, blank_left_out).iter().map(|(key, value)| format!("{key}={value}")).collect();
     pairs.join("&")
+}
+
+/// The fields of the same signing string, cut at other places: at each `&` that `script` says.
+pub(super) fn recut(script: &mut Script, fields: &Fields, blank_left_out: bool) -> Fields {
+    let string = signing_string(fields, blank_left_out);
+    let mut pieces: Vec<String> = Vec::new();
+    for piece in string.split('&') {
+        match pieces.last_mut() {
+            // Most of them: as many cuts as there are bytes.
+            Some(last) if script.byte() % 2 == 1 => {
+                last.push('&');
+                last.push_str(piece);
+            }
+            _ => pieces.push(piece.to_owned()),
+        }
+    }
+    let field = |piece: &String| {
+        let (key, value) = piece.split_once('=').unwrap_or((piece, ""));
+        (key.to_owned(), value.to_owned())
+    };
+    pieces.iter().map(field).collect()
 }
 
 /// The V1 signature.

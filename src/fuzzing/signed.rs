@@ -68,8 +68,25 @@ pub fn signed(data: &[u8]) {
             assert!(!is_forged, "a signature that was changed is believed: {written}");
             assert!(!is_link, "a pay link is believed: {written}");
             says_the_same(&believed, &honest, &changed);
+            if !is_v2 {
+                no_digit_is_spare(&changed, &credentials);
+            }
         }
         None => assert!(!must_be_believed(&honest, &changed, is_forged, &credentials), "{written} is not believed"),
+    }
+}
+
+/// With any digit of its signature changed, it is not believed.
+fn no_digit_is_spare(believed: &Fields, credentials: &Credentials) {
+    for at in 0..32 {
+        let mut forged = believed.clone();
+        for (_, sign) in forged.iter_mut().filter(|(key, _)| key == "sign") {
+            let digit = if sign[at..].starts_with('0') { "1" } else { "0" };
+            sign.replace_range(at..=at, digit);
+        }
+        let written = plain::write(&forged, false);
+        let read = Unverified::parse(written.as_bytes()).expect("it could be read before");
+        assert!(!read.is_signed(credentials), "a signature that was changed is believed: {written}");
     }
 }
 
@@ -112,29 +129,8 @@ fn change(script: &mut Script, fields: &mut Fields, sign: &mut String, blank_lef
             let digit = if sign[at..].starts_with('0') { "1" } else { "0" };
             sign.replace_range(at..=at, digit);
         }
-        _ => *fields = recut(script, fields, blank_left_out),
+        _ => *fields = plain::recut(script, fields, blank_left_out),
     }
-}
-
-/// The fields of the same signing string, cut at other places: at each `&` that `script` says.
-fn recut(script: &mut Script, fields: &Fields, blank_left_out: bool) -> Fields {
-    let string = plain::signing_string(fields, blank_left_out);
-    let mut pieces: Vec<String> = Vec::new();
-    for piece in string.split('&') {
-        match pieces.last_mut() {
-            // Most of them: as many cuts as there are bytes.
-            Some(last) if script.byte() % 2 == 1 => {
-                last.push('&');
-                last.push_str(piece);
-            }
-            _ => pieces.push(piece.to_owned()),
-        }
-    }
-    let field = |piece: &String| {
-        let (key, value) = piece.split_once('=').unwrap_or((piece, ""));
-        (key.to_owned(), value.to_owned())
-    };
-    pieces.iter().map(field).collect()
 }
 
 /// Who paid what for which order is what the honest sender said; and so is all else, where no text of it could be cut.
