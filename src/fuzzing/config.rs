@@ -12,6 +12,8 @@ const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 /// What a secret has in it that a message must not repeat: a text of any other kind may stand there by chance.
 const CANARY: &str = "hunter2";
+/// How long a number is that does not stand in a message by chance.
+const NUMBER_DIGITS_MIN: usize = 8;
 
 /// A configuration that is accepted is shown so that it can be read again, and then is the same; what is needed to
 /// stop the service is read alike by the way that looks past mistakes. One that is not accepted has every mistake
@@ -84,10 +86,12 @@ fn mistakes(error: &ConfigError, text: &str) {
     }
 }
 
-/// The text that a line such as `key = "…"` has for a secret.
+/// What a line such as `key = "…"` has for a secret: a text, or a number where the quotes were forgotten.
 fn secret_of(line: &str) -> Option<&str> {
     let (key, value) = line.split_once('=')?;
-    let secret = value.trim().strip_prefix('"')?.strip_suffix('"')?;
+    let value = value.trim();
+    let is_number = value.len() >= NUMBER_DIGITS_MIN && value.bytes().all(|b| b.is_ascii_digit());
+    let text = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).filter(|text| text.contains(CANARY));
     let is_secret = matches!(key.trim(), "key" | "key_previous" | "token" | "secret");
-    (is_secret && secret.contains(CANARY)).then_some(secret)
+    text.or(is_number.then_some(value)).filter(|_| is_secret)
 }

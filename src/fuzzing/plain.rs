@@ -121,25 +121,24 @@ pub(super) fn signing_string(fields: &Fields, blank_left_out: bool) -> String {
     pairs.join("&")
 }
 
-/// The fields of the same signing string, cut at other places: at each `&` that `script` says.
+/// The fields of the same signing string, cut at other places: at each `&` behind which no key stands that was there
+/// before, as somebody would who wants to be believed, or at each that `script` says.
 pub(super) fn recut(script: &mut Script, fields: &Fields, blank_left_out: bool) -> Fields {
     let string = signing_string(fields, blank_left_out);
-    let mut pieces: Vec<String> = Vec::new();
+    let is_said = script.byte() % 2 == 1;
+    let mut pieces = Fields::new();
     for piece in string.split('&') {
+        let (key, value) = piece.split_once('=').unwrap_or((piece, ""));
+        let is_cut = if is_said { script.byte() % 2 == 0 } else { pieces.iter().all(|(earlier, _)| earlier != key) };
         match pieces.last_mut() {
-            // Most of them: as many cuts as there are bytes.
-            Some(last) if script.byte() % 2 == 1 => {
+            Some((_, last)) if !is_cut => {
                 last.push('&');
                 last.push_str(piece);
             }
-            _ => pieces.push(piece.to_owned()),
+            _ => pieces.push((key.to_owned(), value.to_owned())),
         }
     }
-    let field = |piece: &String| {
-        let (key, value) = piece.split_once('=').unwrap_or((piece, ""));
-        (key.to_owned(), value.to_owned())
-    };
-    pieces.iter().map(field).collect()
+    pieces
 }
 
 /// The V1 signature.
