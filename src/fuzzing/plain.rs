@@ -129,7 +129,8 @@ pub(super) fn recut(script: &mut Script, fields: &Fields, blank_left_out: bool) 
     let mut pieces = Fields::new();
     for piece in string.split('&') {
         let (key, value) = piece.split_once('=').unwrap_or((piece, ""));
-        let is_cut = if is_said { script.byte() % 2 == 0 } else { pieces.iter().all(|(earlier, _)| earlier != key) };
+        let is_cut =
+            if is_said { script.byte().is_multiple_of(2) } else { pieces.iter().all(|(earlier, _)| earlier != key) };
         match pieces.last_mut() {
             Some((_, last)) if !is_cut => {
                 last.push('&');

@@ -167,7 +167,7 @@ fn where_all_is_well_every_check_says_so() {
         ]
     );
     // For a person, one line each, in both languages.
-    for (language, words) in [("zh", "0 个问题"), ("en", "0 problems")] {
+    for (language, words) in [("zh", "0 个问题"), ("en", "problems: 0, warnings: 0")] {
         configure(&sandbox, &format!("language = \"{language}\"\n{}", around.config()));
         let told = sandbox.run(&["doctor", "--root", sandbox.path("root").to_str().unwrap()]);
         assert_eq!((told.code, told.stdout.lines().count()), (0, names.len() + 1), "{told:?}");
