@@ -21,7 +21,7 @@ pub(super) const FREE_BYTES: usize = 4096;
 const LARGE_MAX: usize = 256;
 
 /// How long every connection may be silent, in microseconds, however many others there are: its request may be on its way.
-const PATIENCE_US: u64 = 1_000_000;
+const PATIENCE_US: u64 = 250_000;
 
 /// All that are open.
 pub(super) struct Connections {

@@ -7,6 +7,7 @@
 mod accounts;
 mod audit;
 mod backup;
+mod database;
 #[cfg(test)]
 pub(crate) mod faults;
 #[cfg(test)]
@@ -20,7 +21,6 @@ mod read;
 mod readers;
 mod reconciliation;
 mod refunds;
-mod restore;
 mod schema;
 mod story;
 mod write;
@@ -48,6 +48,7 @@ use crate::settlement::{Claim, Outcome, Policy};
 pub(crate) use accounts::{Booked, Idempotency, Spend};
 pub(crate) use audit::{Audit, Finding as AuditFinding};
 pub(crate) use backup::BackupError;
+use database::Database;
 #[cfg(test)]
 use faults::settle;
 pub(crate) use inspection::Inspection;
@@ -57,7 +58,6 @@ use queue::{PushError, Queue};
 use readers::Readers;
 pub(crate) use reconciliation::{Answered, Cause, Question};
 pub(crate) use refunds::{ByHand, Refund, RefundState};
-use restore::Database;
 pub(crate) use story::{KeptAnswer, KeptReceipt, Story};
 #[cfg(not(test))]
 use write::settle;

@@ -7,7 +7,7 @@ use rusqlite::config::DbConfig;
 use tokio::sync::Semaphore;
 
 use super::place::{Place, Standing};
-use super::{StoreError, lock, restore, schema};
+use super::{StoreError, database, lock, schema};
 
 /// How many connections read at the same time.
 const READERS_MAX: usize = 4;
@@ -33,7 +33,7 @@ impl Readers {
             None => match place.look() {
                 Standing::Same => schema::open_reader(place.path())?,
                 // It would read another file, or make one beside ours.
-                standing => return Err(restore::refusal(&place, &standing)),
+                standing => return Err(database::refusal(&place, &standing)),
             },
         };
         let result = query(&connection)?;

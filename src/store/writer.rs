@@ -6,8 +6,8 @@ use rusqlite::Connection;
 use rust_i18n::t;
 use tokio::sync::{oneshot, watch};
 
+use super::database::Database;
 use super::queue::{Batch, Next, Queue};
-use super::restore::Database;
 use super::{Rejection, StoreError, write};
 
 /// How long the database is left free for another process; longer than that takes to try again.
