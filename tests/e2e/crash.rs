@@ -4,7 +4,9 @@
 
 use std::collections::HashSet;
 use std::env;
+use std::fmt::Debug;
 use std::io::Write;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -24,15 +26,14 @@ const KILLS_AT_START_PERCENT: u32 = 15;
 
 #[test]
 fn what_was_acknowledged_is_there_once_after_every_kill() {
-    let number = |name: &str| env::var(name).ok().map(|value| value.parse().unwrap());
-    let kills: u64 = number("WEBHOOKCTL_CRASH_KILLS").unwrap_or(KILLS as u64);
-    let seed = number("WEBHOOKCTL_CRASH_SEED").unwrap_or_else(|| fastrand::u64(..));
-    let orders_per_kill = number("WEBHOOKCTL_CRASH_ORDERS").map_or(200, |count| usize::try_from(count).unwrap());
+    let kills = asked("WEBHOOKCTL_CRASH_KILLS").unwrap_or(KILLS);
+    let seed = asked("WEBHOOKCTL_CRASH_SEED").unwrap_or_else(|| fastrand::u64(..));
+    let orders_per_kill = asked("WEBHOOKCTL_CRASH_ORDERS").unwrap_or(200);
     // Shown where the test fails, or where its output is asked for.
     println!("seed {seed}");
     let began = Instant::now();
-    let mut run = Run::new(usize::try_from(kills).unwrap(), orders_per_kill, seed);
-    for kill in 0..usize::try_from(kills).unwrap() {
+    let mut run = Run::new(kills, orders_per_kill, seed);
+    for kill in 0..kills {
         run.kill_under_load(kill);
         run.prove();
         run.send_everything_again(kill);
@@ -46,6 +47,11 @@ fn what_was_acknowledged_is_there_once_after_every_kill() {
     );
     assert_eq!((*lost, *doubled), (0, 0), "seed {seed}");
     assert!(acknowledged > 0);
+}
+
+/// What `scripts/crash-test` asks for.
+fn asked<T: FromStr<Err: Debug>>(variable: &str) -> Option<T> {
+    env::var(variable).ok().map(|value| value.parse().unwrap())
 }
 
 /// Many kills of one service, on one database.
