@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+/// The system's own gives memory back, and takes it again, with each batch of payments.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     webhookctl::cli::main()
 }

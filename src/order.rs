@@ -71,6 +71,13 @@ named_enum! {
     }
 }
 
+impl OrderStatus {
+    /// What a stored status is at the time `now`.
+    pub(crate) fn at(self, now: Timestamp, expires_at: Timestamp) -> Self {
+        if self == Self::Pending && now >= expires_at { Self::Expired } else { self }
+    }
+}
+
 named_enum! {
     /// What settled an order.
     SettledBy {
@@ -151,10 +158,7 @@ pub struct Order {
 impl Order {
     /// Its status at the time `now`: a pending order expires by the clock alone, so that nothing has to run for it.
     pub fn status(&self, now: Timestamp) -> OrderStatus {
-        match self.stored_status {
-            OrderStatus::Pending if now >= self.terms.expires_at => OrderStatus::Expired,
-            status => status,
-        }
+        self.stored_status.at(now, self.terms.expires_at)
     }
 
     /// The order as `--json` shows it, with its status at the time `now`.

@@ -4,7 +4,7 @@ use crate::clock::Timestamp;
 use crate::epay::{self, Notification};
 use crate::money::Amount;
 use crate::named::named_enum;
-use crate::order::{Order, OrderNo, OrderStatus};
+use crate::order::OrderStatus;
 
 named_enum! {
     /// What became of a notification. The names are part of the public contract.
@@ -131,14 +131,31 @@ pub(crate) struct Decision {
     pub effect: Effect,
 }
 
+/// An order, as far as it matters to a claim on it.
+#[derive(Clone, Debug)]
+pub(crate) struct Payable {
+    /// The merchant whose word counts.
+    pub merchant: String,
+    /// What it costs.
+    pub amount: Amount,
+    /// What was sent as `param`.
+    pub param: Option<String>,
+    /// When it counts as expired.
+    pub expires_at: Timestamp,
+    /// Its status as stored.
+    pub stored_status: OrderStatus,
+    /// The payment that settled it.
+    pub trade_no: Option<String>,
+}
+
 /// Decides what `claim` does.
 ///
-/// `order` is the order of that number, whoever its merchant is; `settled_by_trade` is the order that this merchant's
-/// `trade_no` has settled already, if any. Total and pure: the same answer for the same arguments, at any time.
+/// `order` is the order that it names, whoever its merchant is; `trade_used` says whether this merchant's `trade_no` has settled
+/// another one. Total and pure: the same answer for the same arguments, at any time.
 pub(crate) fn decide(
     claim: &Claim,
-    order: Option<&Order>,
-    settled_by_trade: Option<&OrderNo>,
+    order: Option<&Payable>,
+    trade_used: bool,
     policy: Policy,
     now: Timestamp,
 ) -> Decision {
@@ -146,13 +163,13 @@ pub(crate) fn decide(
     if !claim.paid {
         return no_effect(Outcome::NotPaid);
     }
-    let Some(order) = order.filter(|order| order.terms.merchant == claim.merchant) else {
+    let Some(order) = order.filter(|order| order.merchant == claim.merchant) else {
         return no_effect(Outcome::UnknownOrder);
     };
-    if is_foreign_param(order.terms.param.as_deref(), claim.param.as_deref()) {
+    if is_foreign_param(order.param.as_deref(), claim.param.as_deref()) {
         return no_effect(Outcome::Malformed);
     }
-    let status = order.status(now);
+    let status = order.stored_status.at(now, order.expires_at);
     if matches!(status, OrderStatus::Paid | OrderStatus::Refunded) {
         return no_effect(if order.trade_no.as_deref() == Some(&claim.trade_no) {
             Outcome::Duplicate
@@ -160,14 +177,14 @@ pub(crate) fn decide(
             Outcome::PaidAgain
         });
     }
-    if settled_by_trade.is_some_and(|other| *other != order.terms.order_no) {
+    if trade_used {
         return no_effect(Outcome::TradeReused);
     }
     let review = |outcome| Decision {
         outcome,
         effect: if status == OrderStatus::Review { Effect::None } else { Effect::Review },
     };
-    if claim.amount != order.terms.amount {
+    if claim.amount != order.amount {
         return review(Outcome::AmountMismatch);
     }
     let payable = match status {
@@ -192,32 +209,18 @@ fn is_foreign_param(sent: Option<&str>, received: Option<&str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::order::{NewOrder, SettledBy};
 
     const CREATED: i64 = 1_700_000_000_000;
     const EXPIRES: i64 = CREATED + 1_800_000;
 
-    fn order(status: OrderStatus, trade_no: Option<&str>) -> Order {
-        let settled = matches!(status, OrderStatus::Paid | OrderStatus::Refunded);
-        Order {
-            terms: NewOrder {
-                order_no: "ORDER1".parse().unwrap(),
-                merchant: "1002".into(),
-                telegram_id: 1001,
-                package: None,
-                name: "70 credits".into(),
-                payment_type: "alipay".into(),
-                amount: Amount::from_fen(3600).unwrap(),
-                credits: 70,
-                param: Some("a<b".into()),
-                created_at: Timestamp::from_ms(CREATED),
-                expires_at: Timestamp::from_ms(EXPIRES),
-            },
-            pay_page: None,
+    fn order(status: OrderStatus, trade_no: Option<&str>) -> Payable {
+        Payable {
+            merchant: "1002".into(),
+            amount: Amount::from_fen(3600).unwrap(),
+            param: Some("a<b".into()),
+            expires_at: Timestamp::from_ms(EXPIRES),
             stored_status: status,
             trade_no: trade_no.map(str::to_owned),
-            settled_by: settled.then_some(SettledBy::Notify),
-            paid_at: settled.then_some(Timestamp::from_ms(CREATED)),
         }
     }
 
@@ -234,9 +237,9 @@ mod tests {
 
     struct Case {
         when: &'static str,
-        order: Option<Order>,
+        order: Option<Payable>,
         claim: Claim,
-        trade_settled: Option<&'static str>,
+        trade_used: bool,
         late: LatePolicy,
         is_proof: bool,
         now: i64,
@@ -249,7 +252,7 @@ mod tests {
                 when,
                 order: Some(order(status, trade_no)),
                 claim: claim(),
-                trade_settled: trade_no.map(|_| "ORDER1"),
+                trade_used: false,
                 late: LatePolicy::Credit,
                 is_proof: true,
                 now: CREATED,
@@ -263,10 +266,9 @@ mod tests {
 
         #[track_caller]
         fn is(self, outcome: Outcome, effect: Effect) {
-            let trade_settled: Option<OrderNo> = self.trade_settled.map(|no| no.parse().unwrap());
             let now = Timestamp::from_ms(self.now);
             let policy = Policy { late: self.late, is_proof: self.is_proof };
-            let decision = decide(&self.claim, self.order.as_ref(), trade_settled.as_ref(), policy, now);
+            let decision = decide(&self.claim, self.order.as_ref(), self.trade_used, policy, now);
             assert_eq!(decision, Decision { outcome, effect }, "{}", self.when);
         }
     }
@@ -277,7 +279,6 @@ mod tests {
 
     fn other_trade(case: &mut Case) {
         case.claim.trade_no = "T2".into();
-        case.trade_settled = None;
     }
 
     #[test]
@@ -308,11 +309,11 @@ mod tests {
 
         for status in [Pending, Review, Cancelled] {
             Case::of("trade settled another order", status)
-                .with(|c| c.trade_settled = Some("OTHER"))
+                .with(|c| c.trade_used = true)
                 .is(Outcome::TradeReused, Nothing);
         }
         Case::of("trade reused, and other money", Pending)
-            .with(|c| c.trade_settled = Some("OTHER"))
+            .with(|c| c.trade_used = true)
             .with(other_amount)
             .is(Outcome::TradeReused, Nothing);
 
@@ -368,7 +369,7 @@ mod tests {
                 .is(outcome, effect);
         }
         Case::of("none sent", OrderStatus::Pending)
-            .with(|c| c.order.as_mut().unwrap().terms.param = None)
+            .with(|c| c.order.as_mut().unwrap().param = None)
             .with(|c| c.claim.param = Some("gateway's own".into()))
             .is(Outcome::Settled, Effect::Settle);
     }

@@ -3,9 +3,8 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::Level;
@@ -15,13 +14,18 @@ use super::{own_line, without_time};
 
 /// How many records wait for a slow destination.
 const QUEUE_MAX: usize = 4096;
+/// How long records wait for company behind others that were just written: a thread that is woken for each of them, and a write
+/// for each, would cost a payment more than its signature does.
+const COMPANY: Duration = Duration::from_millis(5);
+/// How much room is kept for records while there are none.
+const ROOM_KEPT: usize = 64 * 1024;
 /// How long a file that could not be opened is left alone.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Something that takes finished lines.
 pub(super) trait Sink: Send + 'static {
-    /// Writes one line, with one `write(2)` where the system takes it whole.
-    fn write_line(&mut self, line: &str) -> io::Result<()>;
+    /// Writes whole lines, with one `write(2)` where the system takes them so; how many are lost.
+    fn write_lines(&mut self, lines: &str) -> usize;
 
     /// Goes on in the file of this name, where the sink is a file.
     fn reopen(&mut self, _path: PathBuf) -> io::Result<()> {
@@ -29,8 +33,8 @@ pub(super) trait Sink: Send + 'static {
     }
 }
 
-enum Message {
-    Line(Arc<str>),
+/// What is asked of a destination when the lines before are written.
+enum Request {
     Reopen(PathBuf, SyncSender<io::Result<()>>),
     Flush(SyncSender<()>),
 }
@@ -38,8 +42,24 @@ enum Message {
 /// The sending end of a destination.
 #[derive(Clone)]
 pub(super) struct Lane {
-    queue: SyncSender<Message>,
-    dropped: Arc<AtomicU64>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    lines: String,
+    count: usize,
+    /// How many there was no room for, or that could not be written, since that was last told.
+    dropped: u64,
+    requests: Vec<Request>,
+    /// Nothing is there, and the thread sleeps until something is.
+    asleep: bool,
 }
 
 /// What became of a line that was sent.
@@ -53,76 +73,95 @@ pub(super) enum Sent {
 
 impl Lane {
     pub(super) fn spawn(thread: &str, sink: impl Sink) -> io::Result<Self> {
-        let (queue, messages) = sync_channel(QUEUE_MAX);
-        let dropped = Arc::new(AtomicU64::new(0));
-        let lane = Self { queue, dropped: Arc::clone(&dropped) };
-        std::thread::Builder::new().name(thread.to_owned()).spawn(move || run(&messages, &dropped, sink))?;
-        Ok(lane)
+        let shared = Arc::<Shared>::default();
+        let theirs = Arc::clone(&shared);
+        std::thread::Builder::new().name(thread.to_owned()).spawn(move || theirs.run(sink))?;
+        Ok(Self { shared })
     }
 
     /// Queues a line; counts it where there is no room.
-    pub(super) fn send(&self, line: &Arc<str>) -> Sent {
-        if self.queue.try_send(Message::Line(Arc::clone(line))).is_ok() {
+    pub(super) fn send(&self, line: &str) -> Sent {
+        let mut queue = self.shared.lock();
+        if queue.count < QUEUE_MAX {
+            queue.count += 1;
+            queue.lines.push_str(line);
+            self.shared.wake(queue);
             return Sent::Queued;
         }
-        match self.dropped.fetch_add(1, Ordering::Relaxed) {
-            0 => Sent::FirstDropped,
-            _ => Sent::Dropped,
-        }
+        queue.dropped += 1;
+        if queue.dropped == 1 { Sent::FirstDropped } else { Sent::Dropped }
     }
 
     /// Waits until what is queued now is written, at most `timeout`: a destination that is still stuck by then keeps its records.
     pub(super) fn flush(&self, timeout: Duration) {
-        let _ = self.ask(Message::Flush, timeout);
+        let _ = self.ask(Request::Flush, timeout);
     }
 
     /// Writes what is queued now where it belongs, and what comes after it to the file of this name; waits for that, at most
     /// `timeout`.
     pub(super) fn reopen(&self, path: PathBuf, timeout: Duration) -> io::Result<()> {
-        self.ask(|done| Message::Reopen(path, done), timeout).unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
+        self.ask(|done| Request::Reopen(path, done), timeout).unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// Puts a message behind the queued lines, even where there is no room yet, and waits for its answer.
-    fn ask<T>(&self, message: impl FnOnce(SyncSender<T>) -> Message, timeout: Duration) -> Option<T> {
-        let deadline = Instant::now() + timeout;
+    fn ask<T>(&self, request: impl FnOnce(SyncSender<T>) -> Request, timeout: Duration) -> Option<T> {
         let (done, answer) = sync_channel(1);
-        let mut message = message(done);
-        while let Err(TrySendError::Full(unsent)) = self.queue.try_send(message) {
-            if Instant::now() >= deadline {
-                return None;
-            }
-            message = unsent;
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        answer.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
+        let mut queue = self.shared.lock();
+        queue.requests.push(request(done));
+        queue.asleep = true;
+        self.shared.wake(queue);
+        answer.recv_timeout(timeout).ok()
     }
 }
 
-fn run(messages: &Receiver<Message>, dropped: &AtomicU64, mut sink: impl Sink) {
-    while let Ok(message) = messages.recv() {
-        match message {
-            Message::Line(line) if sink.write_line(&line).is_err() => {
-                dropped.fetch_add(1, Ordering::Relaxed);
-            }
-            Message::Line(_) => report_dropped(dropped, &mut sink),
-            Message::Reopen(path, done) => {
-                let _ = done.send(sink.reopen(path));
-            }
-            Message::Flush(done) => {
-                report_dropped(dropped, &mut sink);
-                let _ = done.send(());
-            }
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self, mut queue: MutexGuard<'_, Queue>) {
+        if std::mem::take(&mut queue.asleep) {
+            drop(queue);
+            self.changed.notify_one();
         }
     }
-}
 
-/// Tells how many records are missing, once the destination works again.
-fn report_dropped(dropped: &AtomicU64, sink: &mut impl Sink) {
-    let count = dropped.swap(0, Ordering::Relaxed);
-    if count > 0 {
-        let line = own_line(Level::Warn, &t!("log.dropped", count = count));
-        if sink.write_line(&line).is_err() {
-            dropped.fetch_add(count, Ordering::Relaxed);
+    fn run(&self, mut sink: impl Sink) {
+        let mut lines = String::new();
+        loop {
+            lines.clear();
+            lines.shrink_to(ROOM_KEPT);
+            let mut queue = self.lock();
+            while queue.count == 0 && queue.requests.is_empty() {
+                queue.asleep = true;
+                queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+            std::mem::swap(&mut lines, &mut queue.lines);
+            queue.count = 0;
+            let requests = std::mem::take(&mut queue.requests);
+            drop(queue);
+            let lost = if lines.is_empty() { 0 } else { sink.write_lines(&lines) };
+            self.report_dropped(lost, &mut sink);
+            for request in requests {
+                match request {
+                    Request::Reopen(path, done) => drop(done.send(sink.reopen(path))),
+                    Request::Flush(done) => drop(done.send(())),
+                }
+            }
+            let queue = self.lock();
+            let has_time = |queue: &mut Queue| queue.requests.is_empty();
+            drop(self.changed.wait_timeout_while(queue, COMPANY, has_time));
+        }
+    }
+
+    /// Tells how many records are missing, once the destination works again.
+    fn report_dropped(&self, lost: usize, sink: &mut impl Sink) {
+        let dropped = {
+            let mut queue = self.lock();
+            queue.dropped += lost as u64;
+            if lost > 0 { 0 } else { std::mem::take(&mut queue.dropped) }
+        };
+        if dropped > 0 && sink.write_lines(&own_line(Level::Warn, &t!("log.dropped", count = dropped))) > 0 {
+            self.lock().dropped += dropped;
         }
     }
 }
@@ -140,9 +179,14 @@ impl Console {
 }
 
 impl Sink for Console {
-    fn write_line(&mut self, line: &str) -> io::Result<()> {
-        let line = if self.is_journal { without_time(line) } else { line };
-        io::stderr().write_all(line.as_bytes())
+    fn write_lines(&mut self, lines: &str) -> usize {
+        let written = if self.is_journal {
+            let lines: String = lines.split_inclusive('\n').map(without_time).collect();
+            io::stderr().write_all(lines.as_bytes())
+        } else {
+            io::stderr().write_all(lines.as_bytes())
+        };
+        if written.is_ok() { 0 } else { count(lines.as_bytes()) }
     }
 }
 
@@ -195,22 +239,33 @@ impl LogFile {
         }
     }
 
-    fn write(&mut self, line: &str) -> io::Result<()> {
+    /// Writes lines; how many bytes of them were written, and what came in the way of the others.
+    fn write(&mut self, lines: &[u8]) -> (usize, io::Result<()>) {
         // Nobody would ever read what is written to a file that was removed. One that was only renamed is logrotate's affair.
         if self.file.as_ref().is_some_and(is_removed) {
             self.file = None;
             self.torn = false;
         }
-        self.open()?;
-        let Self { file: Some(file), torn, .. } = self else { return Err(io::ErrorKind::NotFound.into()) };
-        if *torn {
-            file.write_all(b"\n")?;
-            *torn = false;
+        if let Err(error) = self.open() {
+            return (0, Err(error));
         }
-        let written = file.write(line.as_bytes())?;
-        let rest = file.write_all(&line.as_bytes()[written..]);
-        *torn = rest.is_err() && written > 0;
-        rest
+        let Self { file: Some(file), torn, .. } = self else { return (0, Err(io::ErrorKind::NotFound.into())) };
+        if *torn && let Err(error) = file.write_all(b"\n") {
+            return (0, Err(error));
+        }
+        *torn = false;
+        let mut written = 0;
+        while written < lines.len() {
+            match file.write(&lines[written..]) {
+                Ok(bytes) => written += bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    *torn = written > 0 && lines[written - 1] != b'\n';
+                    return (written, Err(error));
+                }
+            }
+        }
+        (written, Ok(()))
     }
 
     /// The record that tells what is wrong with the file.
@@ -220,13 +275,13 @@ impl LogFile {
 }
 
 impl Sink for LogFile {
-    fn write_line(&mut self, line: &str) -> io::Result<()> {
-        let result = self.write(line);
+    fn write_lines(&mut self, lines: &str) -> usize {
+        let (written, result) = self.write(lines.as_bytes());
         let was_in_trouble = std::mem::replace(&mut self.in_trouble, result.is_err());
         if let (Err(error), Some(console), false) = (&result, &self.console, was_in_trouble) {
-            console.send(&self.complaint(error).into());
+            console.send(&self.complaint(error));
         }
-        result
+        count(&lines.as_bytes()[written..])
     }
 
     /// The file that is open stays in use where the other cannot be opened.
@@ -235,6 +290,11 @@ impl Sink for LogFile {
         *self = Self { file: Some(file), ..Self::new(path, self.console.take()) };
         Ok(())
     }
+}
+
+/// How many lines these are, the rest of one among them.
+fn count(lines: &[u8]) -> usize {
+    lines.iter().filter(|&&byte| byte == b'\n').count()
 }
 
 fn is_removed(file: &File) -> bool {
@@ -262,10 +322,10 @@ mod tests {
     }
 
     impl Sink for Gate {
-        fn write_line(&mut self, line: &str) -> io::Result<()> {
+        fn write_lines(&mut self, lines: &str) -> usize {
             let _open = self.open.lock().unwrap();
-            self.lines.lock().unwrap().push(line.to_owned());
-            Ok(())
+            self.lines.lock().unwrap().extend(lines.lines().map(str::to_owned));
+            0
         }
     }
 
@@ -276,7 +336,7 @@ mod tests {
         let lane = Lane::spawn("test", gate.clone()).unwrap();
         let sent = QUEUE_MAX + 100;
         for n in 0..sent {
-            lane.send(&format!("{n}\n").into());
+            lane.send(&format!("{n}\n"));
         }
         drop(stuck);
         lane.flush(Duration::from_secs(30));
@@ -302,13 +362,13 @@ mod tests {
         let gate = Gate::default();
         let console = Lane::spawn("test", gate.clone()).unwrap();
         let mut file = LogFile::new(path.join("x.log"), Some(console.clone()));
-        assert!(file.write_line("one\n").is_err());
+        assert_eq!(file.write_lines("one\n"), 1);
         std::fs::remove_file(&path).unwrap();
         let (first_failure, kind, cause) = file.open_failed.clone().unwrap();
-        assert!(file.write_line("two\n").is_err(), "not so soon");
+        assert_eq!(file.write_lines("two\n"), 1, "not so soon");
         assert_eq!(file.open_failed.as_ref().unwrap().0, first_failure, "and the pause is not prolonged by trying");
         file.open_failed = Some((first_failure.checked_sub(REOPEN_PAUSE).unwrap(), kind, cause));
-        file.write_line("three\n").unwrap();
+        assert_eq!(file.write_lines("three\n"), 0);
         assert_eq!(std::fs::read_to_string(path.join("x.log")).unwrap(), "three\n");
         console.flush(Duration::from_secs(30));
         assert_eq!(gate.lines.lock().unwrap().len(), 1, "told once");
@@ -321,14 +381,14 @@ mod tests {
         let read = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap();
         let lane = Lane::spawn("test", LogFile::new(path.clone(), None)).unwrap();
         let patience = Duration::from_secs(30);
-        lane.send(&"one\n".into());
+        lane.send("one\n");
         lane.flush(patience);
         std::fs::rename(&path, directory.path().join("x.log.1")).unwrap();
-        lane.send(&"two\n".into());
+        lane.send("two\n");
         lane.reopen(path.clone(), patience).unwrap();
-        lane.send(&"three\n".into());
+        lane.send("three\n");
         assert!(lane.reopen(path.join("in/a/file"), patience).is_err());
-        lane.send(&"four\n".into());
+        lane.send("four\n");
         lane.flush(patience);
         assert_eq!((read("x.log.1"), read("x.log")), ("one\ntwo\n".to_owned(), "three\nfour\n".to_owned()));
     }
@@ -338,12 +398,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("logs/x.log");
         let mut file = LogFile::new(path.clone(), None);
-        file.write_line("one\n").unwrap();
+        assert_eq!(file.write_lines("one\n"), 0);
         std::fs::remove_file(&path).unwrap();
-        file.write_line("two\n").unwrap();
+        assert_eq!(file.write_lines("two\n"), 0);
         std::fs::remove_dir_all(directory.path().join("logs")).unwrap();
-        file.write_line("three\n").unwrap();
-        file.write_line("four\n").unwrap();
+        assert_eq!(file.write_lines("three\n"), 0);
+        assert_eq!(file.write_lines("four\n"), 0);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "three\nfour\n");
     }
 
@@ -353,7 +413,7 @@ mod tests {
         let console = Lane::spawn("test", gate.clone()).unwrap();
         let mut file = LogFile::new("/dev/full".into(), Some(console.clone()));
         for _ in 0..3 {
-            assert!(file.write_line("x\n").is_err());
+            assert_eq!(file.write_lines("x\ny\n"), 2);
         }
         console.flush(Duration::from_secs(30));
         let lines = gate.lines.lock().unwrap();

@@ -75,13 +75,13 @@ pub(crate) fn start(log: &config::Log) -> anyhow::Result<Logging> {
         .level(log::LevelFilter::Debug)
         .format(|out, message, record| out.finish(format_args!("{}", Line::new(record, message))))
         .chain(fern::Output::call(move |record| {
-            let line: Arc<str> = record.args().to_string().into();
+            let line = record.args().to_string();
             let mut dropping = false;
             for lane in &*destinations {
                 dropping |= lane.send(&line) == Sent::FirstDropped;
             }
             if dropping && told.elapsed_then_restart(DROPPING_TOLD_INTERVAL) {
-                let line: Arc<str> = own_line(Level::Warn, &t!("log.dropping")).into();
+                let line = own_line(Level::Warn, &t!("log.dropping"));
                 for lane in &*destinations {
                     lane.send(&line);
                 }

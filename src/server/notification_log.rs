@@ -31,8 +31,11 @@ pub(super) struct Refused {
 }
 
 /// As much of a field as is logged.
-pub(super) fn shortened(field: &str) -> String {
-    field.chars().take(FIELD_CHARS_MAX).collect()
+pub(super) fn shortened(field: &str) -> &str {
+    if field.len() <= FIELD_CHARS_MAX {
+        return field;
+    }
+    field.char_indices().nth(FIELD_CHARS_MAX).map_or(field, |(end, _)| &field[..end])
 }
 
 pub(super) struct NotificationLog {

@@ -108,7 +108,10 @@ impl Notify {
     /// Decides whether to believe it, by what it says alone; the order of the checks is the public contract's.
     fn judge(&self, receipt: &Receipt, client: IpAddr) -> Result<Believed, Refused> {
         let claimed =
-            || ["pid", "out_trade_no", "trade_no"].map(|key| Some(shortened(&epay::glimpse(&receipt.payload, key)?)));
+            || {
+            ["pid", "out_trade_no", "trade_no"]
+                .map(|key| Some(shortened(&epay::glimpse(&receipt.payload, key)?).to_owned()))
+        };
         let refused = |outcome: Outcome| Refused { outcome, reason: "".into(), claimed: claimed() };
         let unverified = Unverified::parse(&receipt.payload)
             .map_err(|malformed| Refused { reason: malformed.to_string().into(), ..refused(Outcome::Malformed) })?;
@@ -158,14 +161,14 @@ impl Notify {
             async move {
                 let is_proof = proof == Proof::Signature || is_confirmed(&mut claim, proof, &store, &gateways).await;
                 let policy = Policy { late, is_proof };
-                let settle = Settle { claim: claim.clone(), source: SettledBy::Notify, policy, receipt };
-                let settled = store.settle(settle).await;
+                let settle = Arc::new(Settle { claim, source: SettledBy::Notify, policy, receipt });
+                let settled = store.settle(Arc::clone(&settle)).await;
                 let outcome = match &settled {
                     Ok(settlement) => settlement.outcome,
                     Err(StoreError::Overloaded) => Outcome::Overloaded,
                     Err(_) => Outcome::StoreError,
                 };
-                log.settlement(outcome, &settled, &claim, client);
+                log.settlement(outcome, &settled, &settle.claim, client);
                 outcome
             }
         });

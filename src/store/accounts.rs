@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::ledger::{self, Entry};
 use super::{Grant, Store, StoreError, read};
 use crate::clock::Timestamp;
 use crate::order::{Order, User};
@@ -48,7 +49,7 @@ impl Store {
     /// Changes a user's balance by a person's decision.
     pub async fn grant(&self, grant: Grant) -> Result<User, StoreError> {
         self.write(move |db| {
-            book(db, &Entry::of_grant(&grant))?;
+            book(db, &grant_entry(&grant))?;
             read::user(db, grant.telegram_id)?.ok_or(StoreError::NoSuchUser(grant.telegram_id))
         })
         .await
@@ -56,7 +57,7 @@ impl Store {
 
     /// Changes a user's balance at the bot's request, once.
     pub(crate) async fn grant_once(&self, grant: Grant, idempotency: Idempotency) -> Result<Booked, StoreError> {
-        self.write(move |db| book_once(db, &Entry::of_grant(&grant), &idempotency)).await
+        self.write(move |db| book_once(db, &grant_entry(&grant), &idempotency)).await
     }
 
     /// Takes credits off a user's balance at the bot's request, once, and never more than there are.
@@ -66,6 +67,7 @@ impl Store {
                 telegram_id: spend.telegram_id,
                 kind: "spend",
                 credits: -spend.credits,
+                order_id: None,
                 reason: spend.reason.as_deref(),
                 at: spend.at,
             };
@@ -75,24 +77,14 @@ impl Store {
     }
 }
 
-/// A ledger entry without an order.
-struct Entry<'a> {
-    telegram_id: i64,
-    kind: &'static str,
-    credits: i64,
-    reason: Option<&'a str>,
-    at: Timestamp,
-}
-
-impl<'a> Entry<'a> {
-    fn of_grant(grant: &'a Grant) -> Self {
-        Self {
-            telegram_id: grant.telegram_id,
-            kind: "grant",
-            credits: grant.credits,
-            reason: Some(&grant.reason),
-            at: grant.at,
-        }
+fn grant_entry(grant: &Grant) -> Entry<'_> {
+    Entry {
+        telegram_id: grant.telegram_id,
+        kind: "grant",
+        credits: grant.credits,
+        order_id: None,
+        reason: Some(&grant.reason),
+        at: grant.at,
     }
 }
 
@@ -109,8 +101,7 @@ fn book(db: &Connection, entry: &Entry) -> Result<Booked, StoreError> {
     let Some(credits_after) = after.filter(|after| (lowest..=BALANCE_MAX).contains(after)) else {
         return Err(StoreError::OutOfBounds { telegram_id, credits });
     };
-    db.prepare_cached("INSERT INTO ledger (telegram_id, kind, credits, reason, created_at_ms) VALUES (?, ?, ?, ?, ?)")?
-        .execute(params![telegram_id, entry.kind, entry.credits, entry.reason, entry.at.ms()])?;
+    ledger::enter(db, std::slice::from_ref(entry))?;
     Ok(Booked { entry: db.last_insert_rowid(), credits_after, repeated: false })
 }
 

@@ -5,9 +5,11 @@ use std::cell::Cell;
 use std::sync::{Arc, Mutex};
 
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization, TransactionOperation};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension};
 
-use super::{QUEUE_MAX, Settle, Settlement, Store, StoreError, blocking, lock, outbox, write};
+use super::ledger::{self, Entry};
+use super::settle::{self, Claimed};
+use super::{QUEUE_MAX, Settle, Settlement, Store, StoreError, blocking, lock};
 use crate::config::DatabaseUrl;
 use crate::settlement::Outcome;
 
@@ -204,8 +206,23 @@ impl Store {
     }
 }
 
-/// The settlement, or what the planted bug makes of it.
-pub(super) fn settle(db: &Connection, settle: &Settle, tells_bot: bool) -> Result<Settlement, StoreError> {
+/// Settling, or what the planted bug makes of it.
+pub(super) fn settle(db: &Connection, claims: &[&Claimed]) -> Result<Vec<Settlement>, StoreError> {
+    match claims {
+        _ if BUG.get().is_none() => settle::settle(db, claims),
+        [claimed] => Ok(vec![settle_wrongly(db, claimed)?]),
+        // Whatever fails together is settled one by one.
+        _ => Err(StoreError::Closed),
+    }
+}
+
+fn settle_rightly(db: &Connection, settle: Arc<Settle>, tells_bot: bool) -> Result<Settlement, StoreError> {
+    settle::settle(db, &[&Claimed { settle, tells_bot }])?.pop().ok_or(StoreError::Closed)
+}
+
+fn settle_wrongly(db: &Connection, claimed: &Claimed) -> Result<Settlement, StoreError> {
+    let Claimed { settle, tells_bot } = claimed;
+    let tells_bot = *tells_bot;
     let order = db
         .prepare_cached("SELECT amount_fen, merchant, id, telegram_id, credits FROM orders WHERE order_no = ?")?
         .query_row([&settle.claim.order_no], |row| {
@@ -218,10 +235,10 @@ pub(super) fn settle(db: &Connection, settle: &Settle, tells_bot: bool) -> Resul
             ))
         })
         .optional();
-    let (Some(_), Ok(Some((fen, merchant, order_id, telegram_id, credits)))) = (BUG.get(), order) else {
-        return write::settle(db, settle, tells_bot);
+    let Ok(Some((fen, merchant, order_id, telegram_id, credits))) = order else {
+        return settle_rightly(db, Arc::clone(settle), tells_bot);
     };
-    let mut wrong = settle.clone();
+    let mut wrong = Settle::clone(settle);
     if has(Bug::IgnoresAmount) {
         wrong.claim.amount = crate::money::Amount::from_fen(fen).unwrap_or(wrong.claim.amount);
     }
@@ -235,16 +252,15 @@ pub(super) fn settle(db: &Connection, settle: &Settle, tells_bot: bool) -> Resul
         wrong.policy.late = crate::settlement::LatePolicy::Credit;
     }
     if has(Bug::CommitsInParts) {
-        commit_message_first(db, &wrong, order_id, tells_bot)?;
+        commit_message_first(db, &Arc::new(wrong.clone()), order_id, tells_bot)?;
     }
-    let settlement = write::settle(db, &wrong, tells_bot)?;
+    let settlement = settle_rightly(db, wrong.into(), tells_bot)?;
     let credits_again = matches!(settlement.outcome, Outcome::PaidAgain) && has(Bug::CreditsEveryPayment)
         || matches!(settlement.outcome, Outcome::Duplicate) && has(Bug::CreditsDuplicates);
     if credits_again {
-        db.execute(
-            "INSERT INTO ledger (telegram_id, kind, credits, order_id, created_at_ms) VALUES (?, 'order', ?, ?, ?)",
-            params![telegram_id, credits, order_id, settle.receipt.received_at.ms()],
-        )?;
+        let at = settle.receipt.received_at;
+        let order_id = Some(order_id);
+        ledger::enter(db, &[Entry { telegram_id, kind: "order", credits, order_id, reason: None, at }])?;
     }
     if has(Bug::ForgetsMessage) {
         db.execute("DELETE FROM outbox WHERE order_id = ? AND kind = 'settled'", [order_id])?;
@@ -255,12 +271,12 @@ pub(super) fn settle(db: &Connection, settle: &Settle, tells_bot: bool) -> Resul
     Ok(settlement)
 }
 
-fn commit_message_first(db: &Connection, settle: &Settle, order_id: i64, tells_bot: bool) -> Result<(), StoreError> {
+fn commit_message_first(db: &Connection, settle: &Arc<Settle>, order_id: i64, tells_bot: bool) -> Result<(), StoreError> {
     db.execute_batch("SAVEPOINT look")?;
-    let outcome = write::settle(db, settle, tells_bot)?.outcome;
+    let outcome = settle_rightly(db, Arc::clone(settle), tells_bot)?.outcome;
     db.execute_batch("ROLLBACK TO look; RELEASE look")?;
     if outcome == Outcome::Settled {
-        outbox::enqueue(db, order_id, outbox::News::Settled, tells_bot, settle.receipt.received_at)?;
+        settle::tell(db, order_id, super::News::Settled, tells_bot, settle.receipt.received_at)?;
         db.execute_batch("COMMIT; BEGIN IMMEDIATE; SAVEPOINT job")?;
     }
     Ok(())

@@ -7,12 +7,15 @@
 mod accounts;
 mod audit;
 mod backup;
+mod checkpoint;
 mod database;
 #[cfg(test)]
 pub(crate) mod faults;
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod insert;
 mod inspection;
+mod ledger;
 mod memory;
 mod outbox;
 mod place;
@@ -22,6 +25,7 @@ mod readers;
 mod reconciliation;
 mod refunds;
 mod schema;
+mod settle;
 mod story;
 mod write;
 mod writer;
@@ -49,8 +53,6 @@ pub(crate) use accounts::{Booked, Idempotency, Spend};
 pub(crate) use audit::{Audit, Finding as AuditFinding};
 pub(crate) use backup::BackupError;
 use database::Database;
-#[cfg(test)]
-use faults::settle;
 pub(crate) use inspection::Inspection;
 pub(crate) use memory::Trouble;
 pub(crate) use outbox::{Attempt, Channel, Delivery, DeliveryFilter, DeliveryState, News};
@@ -58,9 +60,8 @@ use queue::{PushError, Queue};
 use readers::Readers;
 pub(crate) use reconciliation::{Answered, Cause, Question};
 pub(crate) use refunds::{ByHand, Refund, RefundState};
+use settle::Claimed;
 pub(crate) use story::{KeptAnswer, KeptReceipt, Story};
-#[cfg(not(test))]
-use write::settle;
 use writer::Job;
 
 /// How many jobs wait for the writer before more are refused.
@@ -366,8 +367,10 @@ impl Store {
         let (alive, writer_alive) = watch::channel(());
         let thread = std::thread::Builder::new().name("store-writer".into());
         let writer_queue = Arc::clone(&queue);
+        let outbox_growth = watch::Sender::new(());
+        let growth = outbox_growth.clone();
         let writer = thread
-            .spawn(move || writer::run(database, &writer_queue, alive))
+            .spawn(move || writer::run(database, &writer_queue, growth, alive))
             .map_err(|error| StoreError::Failed(error.to_string().into()))?;
         let shared = Shared {
             queue,
@@ -375,7 +378,7 @@ impl Store {
             writer_alive,
             readers,
             tells_bot: AtomicBool::new(false),
-            outbox_growth: watch::Sender::new(()),
+            outbox_growth,
             #[cfg(test)]
             faults,
         };
@@ -383,13 +386,9 @@ impl Store {
     }
 
     /// Settles an order by what a proven source says, once, and keeps the receipt. This is the one way to credit an order.
-    pub async fn settle(&self, claim: Settle) -> Result<Settlement, StoreError> {
-        let tells_bot = self.tells_bot();
-        let settlement = self.write(move |db| settle(db, &claim, tells_bot)).await?;
-        if settlement.changed_order {
-            self.outbox_grew();
-        }
-        Ok(settlement)
+    pub async fn settle(&self, settle: impl Into<Arc<Settle>>) -> Result<Settlement, StoreError> {
+        let claimed = Claimed { settle: settle.into(), tells_bot: self.tells_bot() };
+        self.job(|reply| Job::settle(reply, claimed)).await
     }
 
     /// Keeps a notification that proved nothing, when there is time for it; never waits.

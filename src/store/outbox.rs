@@ -183,26 +183,6 @@ impl Store {
     }
 }
 
-/// Puts news of an order into the outbox.
-pub(super) fn enqueue(
-    db: &Connection,
-    order_id: i64,
-    news: News,
-    tells_bot: bool,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    let channels = if tells_bot { Channel::ALL } else { &[Channel::Telegram][..] };
-    for channel in channels {
-        // An order that comes into review again has told of it once.
-        db.prepare_cached(
-            "INSERT INTO outbox (order_id, kind, channel, created_at_ms, due_at_ms) VALUES (?1, ?2, ?3, ?4, ?4)
-             ON CONFLICT (order_id, kind, channel) DO NOTHING",
-        )?
-        .execute(params![order_id, news.name(), channel.name(), now.ms()])?;
-    }
-    Ok(())
-}
-
 fn next_due(db: &Connection, channel: Channel) -> rusqlite::Result<Option<Timestamp>> {
     let due_at: Option<i64> = db
         .prepare_cached("SELECT due_at_ms FROM outbox WHERE channel = ? AND state = 'due' ORDER BY due_at_ms LIMIT 1")?

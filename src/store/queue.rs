@@ -96,6 +96,11 @@ impl Queue {
         self.changed.notify_one();
     }
 
+    /// Whether no job waits.
+    pub(super) fn is_empty(&self) -> bool {
+        lock(&self.waiting).jobs.is_empty()
+    }
+
     /// Lets nothing more in; what is queued is still handed out.
     pub(super) fn close(&self) {
         lock(&self.waiting).closed = true;

@@ -119,22 +119,29 @@ pub(super) fn user(db: &Connection, telegram_id: i64) -> rusqlite::Result<Option
     .optional()
 }
 
-const LEDGER: &str = "SELECT ledger.created_at_ms, ledger.credits, kind, order_no, reason \
-                      FROM ledger LEFT JOIN orders ON orders.id = ledger.order_id";
-
+/// Entries that belong to orders are found by those: `ledger_by_user` has the others only, see `schema_v3.sql`.
 pub(super) fn ledger(db: &Connection, telegram_id: i64, limit: u32) -> rusqlite::Result<Vec<LedgerEntry>> {
-    db.prepare_cached(&format!(
-        "{LEDGER} WHERE ledger.telegram_id = :telegram_id ORDER BY ledger.id DESC LIMIT :limit"
-    ))?
+    db.prepare_cached(
+        "SELECT ledger.created_at_ms, ledger.credits, kind, order_no, reason, ledger.id
+         FROM orders JOIN ledger ON ledger.order_id = orders.id AND ledger.telegram_id = orders.telegram_id
+         WHERE orders.telegram_id = :telegram_id
+         UNION ALL
+         SELECT created_at_ms, credits, kind, NULL, reason, id FROM ledger
+         WHERE telegram_id = :telegram_id AND order_id IS NULL
+         ORDER BY 6 DESC LIMIT :limit",
+    )?
     .query_map(named_params! { ":telegram_id": telegram_id, ":limit": limit }, ledger_entry_of)?
     .collect()
 }
 
 /// What an order did to its buyer's balance, in the order in which it did it.
 pub(super) fn ledger_of_order(db: &Connection, order_id: i64) -> rusqlite::Result<Vec<LedgerEntry>> {
-    db.prepare_cached(&format!("{LEDGER} WHERE ledger.order_id = ? ORDER BY ledger.id"))?
-        .query_map([order_id], ledger_entry_of)?
-        .collect()
+    db.prepare_cached(
+        "SELECT ledger.created_at_ms, ledger.credits, kind, order_no, reason
+         FROM ledger JOIN orders ON orders.id = ledger.order_id WHERE ledger.order_id = ? ORDER BY ledger.id",
+    )?
+    .query_map([order_id], ledger_entry_of)?
+    .collect()
 }
 
 fn ledger_entry_of(row: &Row) -> rusqlite::Result<LedgerEntry> {

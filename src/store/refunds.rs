@@ -5,8 +5,9 @@
 
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
-use super::outbox::{self, News};
-use super::{Receipt, Settle, Store, StoreError, read, write};
+use super::ledger::{self, Entry};
+use super::outbox::News;
+use super::{Receipt, Settle, Store, StoreError, read, settle};
 use crate::clock::Timestamp;
 use crate::named::named_enum;
 use crate::order::{Order, OrderStatus, SettledBy};
@@ -184,15 +185,20 @@ fn finish(
     }
     let terms = &order.terms;
     db.prepare_cached("UPDATE orders SET status = 'refunded' WHERE id = ? AND status = 'paid'")?.execute([order_id])?;
-    db.prepare_cached(
-        "INSERT INTO ledger (telegram_id, kind, credits, order_id, reason, created_at_ms) VALUES (?, 'refund', ?, ?, ?, ?)",
-    )?
-    .execute(params![terms.telegram_id, -terms.credits, order_id, refund.map(|refund| refund.reason), now.ms()])?;
+    let entry = Entry {
+        telegram_id: terms.telegram_id,
+        kind: "refund",
+        credits: -terms.credits,
+        order_id: Some(order_id),
+        reason: refund.as_ref().map(|refund| refund.reason.as_str()),
+        at: now,
+    };
+    ledger::enter(db, &[entry])?;
     db.prepare_cached(
         "UPDATE refunds SET state = 'done', answer = ?, proved = ?, changed_at_ms = ? WHERE order_id = ?",
     )?
     .execute(params![answer, proved, now.ms(), order_id])?;
-    outbox::enqueue(db, order_id, News::Refunded, tells_bot, now)?;
+    settle::tell(db, order_id, News::Refunded, tells_bot, now)?;
     order.stored_status = OrderStatus::Refunded;
     Ok(order)
 }
@@ -235,8 +241,7 @@ fn settle_by_hand(
             payload: decision.reason.clone().into_bytes(),
         },
     };
-    write::pay(db, order_id, &order.terms, trade_no.as_deref(), &settle, tells_bot)?;
-    write::keep_receipt(db, &settle, crate::settlement::Outcome::Settled.name(), Some(order_id))?;
+    settle::settle_by_hand(db, order_id, &order.terms, trade_no.as_deref(), &settle, tells_bot)?;
     Ok(order_of(db, &decision.order_no)?.1)
 }
 
@@ -299,7 +304,7 @@ fn cancel(db: &Connection, decision: &ByHand) -> Result<Order, StoreError> {
         let status = order.status(decision.at);
         return Err(StoreError::WrongStatus { order_no: decision.order_no.clone(), status });
     }
-    db.prepare_cached("UPDATE orders SET status = 'cancelled' WHERE id = ?")?.execute([order_id])?;
+    db.prepare_cached("UPDATE orders SET status = 'cancelled' WHERE id = ? AND status IN ('pending', 'review')")?.execute([order_id])?;
     note(db, decision, "cancelled", &order, order_id, "")?;
     order.stored_status = OrderStatus::Cancelled;
     Ok(order)

@@ -1,115 +1,16 @@
-//! Every statement that writes. Each function is called inside a savepoint of its own.
+//! What is written beside settlements. Each function is called inside a savepoint of its own.
 
 use rusqlite::{Connection, named_params, params};
 
-use super::outbox::{self, News};
-use super::{Created, Creation, Credited, Rejection, Settle, Settlement, StoreError, accounts, read, reconciliation};
+use super::{Created, Creation, Rejection, StoreError, accounts, reconciliation};
 use crate::clock::Timestamp;
-use crate::order::{NewOrder, Order, OrderStatus, PayPage};
-use crate::settlement::{Effect, decide};
+use crate::order::{Order, OrderStatus, PayPage};
 
 /// How many rejections are kept.
 pub(super) const REJECTIONS_KEPT: usize = 10_000;
 
 /// How much a heartbeat writes.
 const HEARTBEAT_BYTES: u32 = 64 * 1024;
-
-/// Loads what the decision needs, decides, and writes what follows from it together with the receipt.
-pub(super) fn settle(db: &Connection, settle: &Settle, tells_bot: bool) -> Result<Settlement, StoreError> {
-    let claim = &settle.claim;
-    let now = settle.receipt.received_at;
-    let (order_id, order) = read::order_with_id(db, &claim.order_no)?.unzip();
-    let settled_by_trade = read::order_settled_by(db, &claim.merchant, &claim.trade_no)?;
-    let decision = decide(claim, order.as_ref(), settled_by_trade.as_ref(), settle.policy, now);
-    let mut settlement =
-        Settlement { outcome: decision.outcome, credited: None, order_amount: None, changed_order: false };
-    // Another merchant's order is not this claim's, and `decide` has seen to it that it has no effect.
-    let own_order = order_id.zip(order).filter(|(_, order)| order.terms.merchant == claim.merchant);
-    if let Some((order_id, Order { terms, .. })) = &own_order {
-        settlement.order_amount = Some(terms.amount);
-        match decision.effect {
-            Effect::None => {}
-            Effect::Settle => {
-                pay(db, *order_id, terms, Some(&claim.trade_no), settle, tells_bot)?;
-                settlement.changed_order = true;
-                settlement.credited = Some(Credited { telegram_id: terms.telegram_id, credits: terms.credits });
-            }
-            Effect::Review => {
-                db.prepare_cached("UPDATE orders SET status = 'review' WHERE id = ?")?.execute([order_id])?;
-                outbox::enqueue(db, *order_id, News::Review, tells_bot, now)?;
-                settlement.changed_order = true;
-            }
-            Effect::Ask => reconciliation::ask_soon(db, *order_id, &terms.merchant, now)?,
-        }
-    }
-    keep_receipt(db, settle, decision.outcome.name(), own_order.map(|(order_id, _)| order_id))?;
-    Ok(settlement)
-}
-
-/// Everything that paying an order means: its status, its credits, and the news of it.
-pub(super) fn pay(
-    db: &Connection,
-    order_id: i64,
-    terms: &NewOrder,
-    trade_no: Option<&str>,
-    settle: &Settle,
-    tells_bot: bool,
-) -> Result<(), StoreError> {
-    let now = settle.receipt.received_at;
-    mark_paid(db, order_id, trade_no, settle)?;
-    credit(db, order_id, terms, now)?;
-    outbox::enqueue(db, order_id, News::Settled, tells_bot, now)
-}
-
-fn mark_paid(db: &Connection, order_id: i64, trade_no: Option<&str>, settle: &Settle) -> Result<(), StoreError> {
-    let changed = db
-        .prepare_cached(
-            "UPDATE orders SET status = 'paid', trade_no = :trade_no, settled_by = :settled_by, paid_at_ms = :now
-             WHERE id = :id AND (status = 'pending' OR status = 'review' AND :settled_by = 'manual')",
-        )?
-        .execute(named_params! {
-            ":trade_no": trade_no,
-            ":settled_by": settle.source.name(),
-            ":now": settle.receipt.received_at.ms(),
-            ":id": order_id,
-        })?;
-    // The decision was made on this very row, inside this transaction: anything else is a bug, and must not credit.
-    if changed == 1 { Ok(()) } else { Err(StoreError::Failed("the order changed while it was settled".into())) }
-}
-
-fn credit(db: &Connection, order_id: i64, terms: &NewOrder, now: Timestamp) -> Result<(), StoreError> {
-    db.prepare_cached(
-        "INSERT INTO ledger (telegram_id, kind, credits, order_id, created_at_ms) VALUES (?, 'order', ?, ?, ?)",
-    )?
-    .execute(params![terms.telegram_id, terms.credits, order_id, now.ms()])?;
-    Ok(())
-}
-
-pub(super) fn keep_receipt(
-    db: &Connection,
-    settle: &Settle,
-    outcome: &str,
-    order_id: Option<i64>,
-) -> Result<(), StoreError> {
-    db.prepare_cached(
-        "INSERT INTO receipts
-             (received_at_ms, source, outcome, merchant, order_no, trade_no, order_id, client, method, payload)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )?
-    .execute(params![
-        settle.receipt.received_at.ms(),
-        settle.source.name(),
-        outcome,
-        settle.claim.merchant,
-        settle.claim.order_no,
-        settle.claim.trade_no,
-        order_id,
-        settle.receipt.client.map(|client| client.to_string()),
-        settle.receipt.method,
-        settle.receipt.payload,
-    ])?;
-    Ok(())
-}
 
 /// Keeps rejections, and only the newest of them.
 pub(super) fn rejections(db: &Connection, rejections: &[Rejection]) -> Result<(), StoreError> {

@@ -8,17 +8,39 @@ use tokio::sync::{oneshot, watch};
 
 use super::database::Database;
 use super::queue::{Batch, Next, Queue};
-use super::{Rejection, StoreError, write};
+#[cfg(test)]
+use super::faults::settle;
+use super::settle::Claimed;
+#[cfg(not(test))]
+use super::settle::settle;
+use super::{Rejection, Settlement, StoreError, checkpoint, write};
 
 /// How long the database is left free for another process; longer than that takes to try again.
 const ROOM: Duration = Duration::from_millis(2);
 /// How long nothing must come before the files are looked after.
 const IDLE_BEFORE_LOOK: Duration = Duration::from_secs(1);
 
+type Reply = oneshot::Sender<Result<Settlement, StoreError>>;
+
 /// Something to write, and who waits for it.
-pub(super) struct Job(Box<dyn Step + Send>);
+pub(super) enum Job {
+    /// A claim to settle by: most of them are, and they are written together.
+    Settle(Box<Settling>),
+    /// Anything else.
+    Other(Box<dyn Step + Send>),
+}
+
+pub(super) struct Settling {
+    claimed: Claimed,
+    result: Option<Result<Settlement, StoreError>>,
+    reply: Reply,
+}
 
 impl Job {
+    pub(super) fn settle(reply: Reply, claimed: Claimed) -> Self {
+        Self::Settle(Box::new(Settling { claimed, result: None, reply }))
+    }
+
     /// What `work` writes, wholly or not at all, for whoever holds the other end of `reply`.
     pub(super) fn new<T: Send + 'static>(
         reply: oneshot::Sender<Result<T, StoreError>>,
@@ -36,18 +58,47 @@ impl Job {
         reply: oneshot::Sender<Result<T, StoreError>>,
         work: impl FnOnce(&Connection, bool) -> Result<T, StoreError> + Send + 'static,
     ) -> Self {
-        Self(Box::new(Typed { work: Some(work), result: None, reply }))
+        Self::Other(Box::new(Typed { work: Some(work), result: None, reply }))
+    }
+
+    /// Whether the database has failed the job, as opposed to the job being impossible.
+    fn has_failed(&self) -> bool {
+        match self {
+            Self::Settle(settling) => matches!(settling.result, Some(Err(StoreError::Failed(_)))),
+            Self::Other(step) => step.has_failed(),
+        }
+    }
+
+    /// Whether there is news of an order because of it.
+    fn makes_news(&self) -> bool {
+        matches!(self, Self::Settle(settling) if matches!(settling.result, Some(Ok(Settlement { changed_order: true, .. }))))
+    }
+
+    fn claimed(&self) -> Option<&Claimed> {
+        if let Self::Settle(settling) = self { Some(&settling.claimed) } else { None }
+    }
+
+    fn release(self, committed: &Result<(), StoreError>) {
+        match self {
+            Self::Settle(settling) => {
+                let Settling { claimed, reply, result } = *settling;
+                drop(claimed);
+                // Whoever asked may have stopped waiting; what is written stays written.
+                let _ = reply.send(verdict(result, committed));
+            }
+            Self::Other(step) => step.release(committed),
+        }
     }
 }
 
 /// A job whose type only its maker knows.
-trait Step {
+pub(super) trait Step {
     /// Does the work and withholds its result: nobody may hear of it before the commit. `doubtful` says that the last batch
     /// met a failure.
     fn run(&mut self, db: &Connection, doubtful: bool);
     /// Whether the database has failed the job, as opposed to the job being impossible.
     fn has_failed(&self) -> bool;
-    /// Answers with the job's own error, else with that of the commit, else with the result.
+    /// Answers, see [`verdict`].
     fn release(self: Box<Self>, committed: &Result<(), StoreError>);
 }
 
@@ -67,15 +118,22 @@ impl<T, F: FnOnce(&Connection, bool) -> Result<T, StoreError>> Step for Typed<T,
     }
 
     fn release(self: Box<Self>, committed: &Result<(), StoreError>) {
-        // A job that never ran has no result, and its transaction has failed.
-        let result = self.result.unwrap_or(Err(StoreError::Closed));
-        let result = match committed {
-            Ok(()) => result,
-            Err(error) if self.work.is_some() => Err(error.clone()),
-            Err(error) => result.and(Err(error.clone())),
-        };
         // Whoever asked may have stopped waiting; what is written stays written.
-        let _ = self.reply.send(result);
+        let _ = self.reply.send(verdict(self.result, committed));
+    }
+}
+
+/// The job's own error, else that of the commit, else its result.
+fn verdict<T>(
+    result: Option<Result<T, StoreError>>,
+    committed: &Result<(), StoreError>,
+) -> Result<T, StoreError> {
+    match (result, committed) {
+        (Some(result), Ok(())) => result,
+        (Some(result), Err(error)) => result.and(Err(error.clone())),
+        // It never ran, and its transaction has failed.
+        (None, Err(error)) => Err(error.clone()),
+        (None, Ok(())) => Err(StoreError::Closed),
     }
 }
 
@@ -92,15 +150,21 @@ impl Drop for CloseQueue<'_> {
 }
 
 /// Writes until the queue is closed and empty. `alive` is dropped at the end, however it comes.
-pub(super) fn run(database: Database, queue: &Queue, alive: watch::Sender<()>) {
+pub(super) fn run(
+    database: Database,
+    queue: &Queue,
+    outbox_growth: watch::Sender<()>,
+    alive: watch::Sender<()>,
+) {
     let _alive = alive;
     let _close = CloseQueue(queue);
-    let mut writer = Writer { database, doubtful: false };
+    let mut writer = Writer { database, outbox_growth, doubtful: false };
     let mut written_since_checkpoint = false;
     loop {
         match queue.next(Some(IDLE_BEFORE_LOOK)) {
             Next::Batch(batch) => {
                 writer.commit(batch);
+                writer.copy_log(queue.is_empty());
                 written_since_checkpoint = true;
                 if queue.makes_room() {
                     std::thread::sleep(ROOM);
@@ -117,18 +181,25 @@ pub(super) fn run(database: Database, queue: &Queue, alive: watch::Sender<()>) {
 
 struct Writer {
     database: Database,
+    outbox_growth: watch::Sender<()>,
     /// The last batch met a failure: until one does not, a probe has to write something to be believed.
     doubtful: bool,
 }
 
 impl Writer {
-    /// Puts files right that were removed while nothing was written, and copies the write-ahead log into the database. PASSIVE never
-    /// waits for readers and never makes a writer wait.
+    /// Puts files right that were removed while nothing was written, and copies the write-ahead log into the
+    /// database.
     fn look_after_files(&mut self, needs_checkpoint: bool) {
         // Told in the log.
         let Ok(db) = self.database.in_place() else { return };
-        if needs_checkpoint && let Err(error) = db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
-            log::debug!(target: "webhookctl::store", "{error}");
+        if needs_checkpoint {
+            checkpoint::copy_log(db);
+        }
+    }
+
+    fn copy_log(&self, nobody_waits: bool) {
+        if let Some(db) = self.database.connection() {
+            checkpoint::after_commit(db, !nobody_waits);
         }
     }
 
@@ -142,12 +213,16 @@ impl Writer {
             // Fails only where the transaction is gone already.
             let _ = db.execute_batch("ROLLBACK");
         }
-        self.doubtful = committed.is_err() || jobs.iter().any(|job| job.0.has_failed());
+        self.doubtful = committed.is_err() || jobs.iter().any(Job::has_failed);
         let lost_rejections = *committed.as_ref().unwrap_or(&batch.rejections.len());
         // What others cannot find is not answered for, even if it is there when the files have been put right.
         let committed = committed.and_then(|_| self.database.is_in_place());
+        let makes_news = committed.is_ok() && jobs.iter().any(Job::makes_news);
         for job in jobs {
-            job.0.release(&committed);
+            job.release(&committed);
+        }
+        if makes_news {
+            self.outbox_growth.send_replace(());
         }
         if lost_rejections > 0 {
             log::warn!(target: "webhookctl::store", "{}", t!("log.rejections_dropped", count = lost_rejections));
@@ -159,8 +234,13 @@ impl Writer {
         let doubtful = self.doubtful;
         let db = self.database.in_place()?;
         begin(db)?;
+        settle_together(db, jobs)?;
         for job in jobs {
-            job.0.run(db, doubtful);
+            match job {
+                Job::Settle(settling) if settling.result.is_none() => settling.run(db),
+                Job::Settle(_) => {}
+                Job::Other(step) => step.run(db, doubtful),
+            }
             // A full disk and some other failures end the whole transaction, not only the savepoint.
             if db.is_autocommit() {
                 return Err(StoreError::Failed("the transaction was rolled back".into()));
@@ -174,6 +254,28 @@ impl Writer {
         committed?;
         Ok(if kept { 0 } else { rejections.len() })
     }
+}
+
+impl Settling {
+    fn run(&mut self, db: &Connection) {
+        let settled = in_savepoint(db, |db| settle(db, &[&self.claimed])?.pop().ok_or(StoreError::Closed));
+        self.result = Some(settled);
+    }
+}
+
+/// Settles all claims of a batch as one. Where that fails, nothing of it is written, and each has to be settled by itself: only what
+/// fails alone has failed.
+fn settle_together(db: &Connection, jobs: &mut [Job]) -> Result<(), StoreError> {
+    let claims: Vec<_> = jobs.iter().filter_map(Job::claimed).collect();
+    if claims.len() < 2 {
+        return Ok(());
+    }
+    let Ok(settled) = settle(db, &claims) else { return begin(db) };
+    let settlings = jobs.iter_mut().filter_map(|job| if let Job::Settle(settling) = job { Some(settling) } else { None });
+    for (settling, settlement) in settlings.zip(settled) {
+        settling.result = Some(Ok(settlement));
+    }
+    Ok(())
 }
 
 /// Always IMMEDIATE: a transaction that reads first and writes then can fail where it could have waited.
