@@ -1,4 +1,10 @@
+//! The ceiling: the least that an HTTP server can do with a callback. hyper reads the body and answers `success`; nothing is looked
+//! at, nothing is kept. `scripts/bench` holds the service against it.
+//!
+//! It prints the address that it listens on.
+
 use std::convert::Infallible;
+
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
@@ -7,38 +13,23 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let body = request.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
-    std::hint::black_box(body);
-    Ok(Response::new(Full::new(Bytes::from_static(b"success"))))
-}
-
-async fn serve(listener: TcpListener) {
+#[tokio::main]
+#[allow(clippy::print_stdout, reason = "whoever starts it has to know the port")]
+async fn main() -> std::io::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    println!("{}", listener.local_addr()?);
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
-        let _ = stream.set_nodelay(true);
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
         tokio::spawn(async move {
+            // How a client ends its connection is its own affair.
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)).await;
         });
     }
 }
 
-fn main() {
-    let port = std::env::args().nth(1).unwrap();
-    let mode = std::env::args().nth(2).unwrap_or_default();
-    let listener = std::net::TcpListener::bind(format!("127.0.0.1:{port}")).unwrap();
-    listener.set_nonblocking(true).unwrap();
-    if mode == "multi" {
-        let rt = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        rt.block_on(async { serve(TcpListener::from_std(listener).unwrap()).await });
-    } else {
-        let threads: Vec<_> = (0..2).map(|_| {
-            let listener = listener.try_clone().unwrap();
-            std::thread::spawn(move || {
-                let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                rt.block_on(tokio::task::LocalSet::new().run_until(async { serve(TcpListener::from_std(listener).unwrap()).await }));
-            })
-        }).collect();
-        for t in threads { t.join().unwrap(); }
-    }
+async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes);
+    std::hint::black_box(body.ok());
+    Ok(Response::new(Full::new(Bytes::from_static(b"success"))))
 }

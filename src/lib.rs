@@ -47,6 +47,8 @@ mod store;
 mod telegram;
 
 #[doc(hidden)]
+pub mod benching;
+#[doc(hidden)]
 pub mod cli;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

@@ -37,6 +37,7 @@ const ORDER: &[&str] = &[
     "manager",
     "doctor",
     "cli",
+    "benching",
     "fuzzing",
 ];
 

@@ -107,8 +107,7 @@ impl Notify {
 
     /// Decides whether to believe it, by what it says alone; the order of the checks is the public contract's.
     fn judge(&self, receipt: &Receipt, client: IpAddr) -> Result<Believed, Refused> {
-        let claimed =
-            || {
+        let claimed = || {
             ["pid", "out_trade_no", "trade_no"]
                 .map(|key| Some(shortened(&epay::glimpse(&receipt.payload, key)?).to_owned()))
         };

@@ -33,7 +33,8 @@ pub(super) fn after_commit(db: &Connection, somebody_waits: bool) {
 
 /// Copies what nobody reads from the log any more. PASSIVE never waits for readers, and never makes a writer wait.
 pub(super) fn copy_log(db: &Connection) {
-    let copied = db.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)").and_then(|mut copy| copy.query_row([], |_| Ok(())));
+    let copied =
+        db.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)").and_then(|mut copy| copy.query_row([], |_| Ok(())));
     if let Err(error) = copied {
         log::debug!(target: "webhookctl::store", "{error}");
     }

@@ -271,7 +271,12 @@ fn settle_wrongly(db: &Connection, claimed: &Claimed) -> Result<Settlement, Stor
     Ok(settlement)
 }
 
-fn commit_message_first(db: &Connection, settle: &Arc<Settle>, order_id: i64, tells_bot: bool) -> Result<(), StoreError> {
+fn commit_message_first(
+    db: &Connection,
+    settle: &Arc<Settle>,
+    order_id: i64,
+    tells_bot: bool,
+) -> Result<(), StoreError> {
     db.execute_batch("SAVEPOINT look")?;
     let outcome = settle_rightly(db, Arc::clone(settle), tells_bot)?.outcome;
     db.execute_batch("ROLLBACK TO look; RELEASE look")?;

@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 
 use rusqlite::{Connection, params};
 
-use super::insert::Insert;
 use super::StoreError;
+use super::insert::Insert;
 use crate::clock::Timestamp;
 
 /// A change of a user's balance.

@@ -7,6 +7,7 @@
 mod accounts;
 mod audit;
 mod backup;
+mod bench;
 mod checkpoint;
 mod database;
 #[cfg(test)]
@@ -52,6 +53,7 @@ use crate::settlement::{Claim, Outcome, Policy};
 pub(crate) use accounts::{Booked, Idempotency, Spend};
 pub(crate) use audit::{Audit, Finding as AuditFinding};
 pub(crate) use backup::BackupError;
+pub(crate) use bench::Bench;
 use database::Database;
 pub(crate) use inspection::Inspection;
 pub(crate) use memory::Trouble;

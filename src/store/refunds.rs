@@ -304,7 +304,8 @@ fn cancel(db: &Connection, decision: &ByHand) -> Result<Order, StoreError> {
         let status = order.status(decision.at);
         return Err(StoreError::WrongStatus { order_no: decision.order_no.clone(), status });
     }
-    db.prepare_cached("UPDATE orders SET status = 'cancelled' WHERE id = ? AND status IN ('pending', 'review')")?.execute([order_id])?;
+    db.prepare_cached("UPDATE orders SET status = 'cancelled' WHERE id = ? AND status IN ('pending', 'review')")?
+        .execute([order_id])?;
     note(db, decision, "cancelled", &order, order_id, "")?;
     order.stored_status = OrderStatus::Cancelled;
     Ok(order)

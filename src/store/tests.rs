@@ -428,7 +428,7 @@ async fn databases_that_are_not_ours_or_too_new_are_refused_untouched() {
     Store::open(&url(&directory)).await.unwrap().close().await.unwrap();
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
     let refused = Store::open(&url(&directory)).await;
-    assert!(matches!(refused, Err(StoreError::Newer { found: 99, known: super::schema::VERSION, .. })));
+    assert!(matches!(refused, Err(StoreError::Newer { found: 99, known: schema::VERSION, .. })));
     std::fs::write(&path, "not a database, but long enough to look at ".repeat(100)).unwrap();
     assert!(matches!(Store::open(&url(&directory)).await, Err(StoreError::CannotOpen { denied: false, .. })));
     let elsewhere = DatabaseUrl::Sqlite(directory.path().join("none.db"));

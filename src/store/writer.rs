@@ -7,9 +7,9 @@ use rust_i18n::t;
 use tokio::sync::{oneshot, watch};
 
 use super::database::Database;
-use super::queue::{Batch, Next, Queue};
 #[cfg(test)]
 use super::faults::settle;
+use super::queue::{Batch, Next, Queue};
 use super::settle::Claimed;
 #[cfg(not(test))]
 use super::settle::settle;
@@ -124,10 +124,7 @@ impl<T, F: FnOnce(&Connection, bool) -> Result<T, StoreError>> Step for Typed<T,
 }
 
 /// The job's own error, else that of the commit, else its result.
-fn verdict<T>(
-    result: Option<Result<T, StoreError>>,
-    committed: &Result<(), StoreError>,
-) -> Result<T, StoreError> {
+fn verdict<T>(result: Option<Result<T, StoreError>>, committed: &Result<(), StoreError>) -> Result<T, StoreError> {
     match (result, committed) {
         (Some(result), Ok(())) => result,
         (Some(result), Err(error)) => result.and(Err(error.clone())),
@@ -150,12 +147,7 @@ impl Drop for CloseQueue<'_> {
 }
 
 /// Writes until the queue is closed and empty. `alive` is dropped at the end, however it comes.
-pub(super) fn run(
-    database: Database,
-    queue: &Queue,
-    outbox_growth: watch::Sender<()>,
-    alive: watch::Sender<()>,
-) {
+pub(super) fn run(database: Database, queue: &Queue, outbox_growth: watch::Sender<()>, alive: watch::Sender<()>) {
     let _alive = alive;
     let _close = CloseQueue(queue);
     let mut writer = Writer { database, outbox_growth, doubtful: false };
@@ -271,7 +263,8 @@ fn settle_together(db: &Connection, jobs: &mut [Job]) -> Result<(), StoreError> 
         return Ok(());
     }
     let Ok(settled) = settle(db, &claims) else { return begin(db) };
-    let settlings = jobs.iter_mut().filter_map(|job| if let Job::Settle(settling) = job { Some(settling) } else { None });
+    let settlings =
+        jobs.iter_mut().filter_map(|job| if let Job::Settle(settling) = job { Some(settling) } else { None });
     for (settling, settlement) in settlings.zip(settled) {
         settling.result = Some(Ok(settlement));
     }
