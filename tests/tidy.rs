@@ -123,6 +123,18 @@ fn modules_use_only_what_stands_before_them() {
     }
 }
 
+/// Triggers against it are in force for others only, see `store::schema`; a failed constraint has to be an error.
+#[test]
+fn no_statement_replaces_rows_or_passes_over_failures() {
+    for (file, text) in files("src/store", ".rs") {
+        let is_test = file.ends_with("tests.rs") || file.contains("/tests/") || file.ends_with("faults.rs");
+        for (number, line) in without_tests(&text).lines().enumerate().filter(|_| !is_test) {
+            let says_so = ["OR REPLACE", "OR IGNORE", "REPLACE INTO"].iter().any(|words| line.contains(words));
+            assert!(!says_so || line.trim_start().starts_with("//"), "{file}:{}: {line}", number + 1);
+        }
+    }
+}
+
 #[test]
 fn what_only_one_module_may_name() {
     for (name, allowed) in [

@@ -153,9 +153,9 @@ fn run(arguments: Arguments, document: &Result<Document, ConfigError>, language:
         Command::Orders(command) => in_runtime(orders::run(command, &loaded()?.config)),
         Command::Users(command) => in_runtime(users::run(command, &loaded()?.config)),
         Command::Reconcile(arguments) => in_runtime(reconcile::run(arguments, &loaded()?.config)),
-        Command::Audit(arguments) => in_runtime(audit::run(arguments, &loaded()?.config)),
+        Command::Audit(arguments) => in_background(audit::run(arguments, &loaded()?.config)),
         Command::Doctor(arguments) => in_runtime(doctor::run(arguments, loaded())),
-        Command::Backup(command) => in_runtime(backup::run(command, &loaded()?.config)),
+        Command::Backup(command) => in_background(backup::run(command, &loaded()?.config)),
         Command::Explain(arguments) => in_runtime(explain::run(arguments, &loaded()?.config)),
         Command::Messages(command) => in_runtime(messages::run(command, &loaded()?.config)),
         Command::Events(command) => in_runtime(events::run(command, &loaded()?.config)),
@@ -176,6 +176,15 @@ fn parse_language(text: &str) -> Result<Language, String> {
 fn in_runtime(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(command)
+}
+
+/// The same for what takes long, beside a service that has payments to settle: it gets the processor when that does not want it.
+fn in_background(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
+    const NICENESS: i32 = 10;
+    if let Err(error) = rustix::process::nice(NICENESS) {
+        log::debug!("nice: {error}");
+    }
+    in_runtime(command)
 }
 
 #[cfg(test)]

@@ -319,12 +319,14 @@ mod tests {
     struct Gate {
         open: Arc<Mutex<()>>,
         lines: Arc<Mutex<Vec<String>>>,
+        writes: Arc<Mutex<usize>>,
     }
 
     impl Sink for Gate {
         fn write_lines(&mut self, lines: &str) -> usize {
             let _open = self.open.lock().unwrap();
             self.lines.lock().unwrap().extend(lines.lines().map(str::to_owned));
+            *self.writes.lock().unwrap() += 1;
             0
         }
     }
@@ -352,6 +354,20 @@ mod tests {
         let written = lines.iter().filter(|line| line.trim_end().parse::<usize>().is_ok()).count();
         assert!(reported >= 99, "{reported}");
         assert_eq!(written + reported, sent);
+    }
+
+    #[test]
+    fn lines_that_come_together_are_written_together_and_in_their_order() {
+        let gate = Gate::default();
+        let lane = Lane::spawn("test", gate.clone()).unwrap();
+        let sent: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
+        for line in &sent {
+            assert_eq!(lane.send(&format!("{line}\n")), Sent::Queued);
+        }
+        lane.flush(Duration::from_secs(30));
+        assert_eq!(*gate.lines.lock().unwrap(), sent);
+        let writes = *gate.writes.lock().unwrap();
+        assert!(writes < 500, "{writes}");
     }
 
     #[test]

@@ -11,22 +11,28 @@ const WORTH_COPYING: usize = 1024;
 const PAGES_MAX: usize = 4096;
 
 thread_local! {
-    /// How many pages the log had after this thread's last commit.
-    static LOG_PAGES: Cell<usize> = const { Cell::new(0) };
+    /// How many pages the log had after this thread's last commit, and how many when it was last copied.
+    static LOG_PAGES: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 }
 
 /// Has a connection note how long the log is. It copies nothing by itself any more, as it would before it says that it has committed.
 pub(super) fn watch_log(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.wal_hook(Some(|_: &mut Wal, pages: i32| {
-        LOG_PAGES.set(usize::try_from(pages).unwrap_or(0));
+        let pages = usize::try_from(pages).unwrap_or(0);
+        let (_, copied) = LOG_PAGES.get();
+        // It begins at its start again when all of it is copied and read.
+        LOG_PAGES.set((pages, if pages < copied { 0 } else { copied }));
         Ok(())
     }))
 }
 
-/// Copies the log after a commit of this thread's where it is time to.
+/// Copies the log after a commit of this thread's where it is time to. What somebody reads for long, as an audit does, stays in it,
+/// and to find that out takes the longer the more there is: so not with each commit.
 pub(super) fn after_commit(db: &Connection, somebody_waits: bool) {
     let most = if somebody_waits { PAGES_MAX } else { WORTH_COPYING };
-    if LOG_PAGES.get() >= most {
+    let (pages, copied) = LOG_PAGES.get();
+    if pages - copied >= most {
+        LOG_PAGES.set((pages, pages));
         copy_log(db);
     }
 }

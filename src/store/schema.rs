@@ -147,10 +147,16 @@ pub(super) fn open_unchanging(path: &Path) -> Result<(Connection, u32), StoreErr
 /// A database in memory with nothing but the newest schema.
 pub(super) fn in_memory() -> rusqlite::Result<Connection> {
     let db = Connection::open_in_memory()?;
-    for migration in MIGRATIONS {
-        db.execute_batch(migration)?;
-    }
+    MIGRATIONS.iter().try_for_each(|migration| db.execute_batch(migration))?;
     Ok(db)
+}
+
+/// Has an empty database become one of this version.
+#[cfg(test)]
+pub(super) fn migrate_to(db: &Connection, version: u32) -> rusqlite::Result<()> {
+    MIGRATIONS.iter().take(version as usize).try_for_each(|migration| db.execute_batch(migration))?;
+    db.pragma_update(None, "application_id", APPLICATION_ID)?;
+    db.pragma_update(None, "user_version", version)
 }
 
 enum OpenError {

@@ -485,3 +485,181 @@ async fn a_clock_that_is_set_back_delays_nothing() {
     store.ask_soon("A2".into(), "1002".into(), now).await.unwrap();
     assert_eq!(due_numbers(now).await.len(), 2);
 }
+
+/// Has claims wait for the writer together, so that they share a batch.
+async fn settle_together(fixture: &Fixture, claims: Vec<Settle>) -> Vec<Result<Settlement, StoreError>> {
+    let stranger = fixture.stranger();
+    stranger.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // The writer waits with this one in its hands.
+    let first = tokio::spawn({
+        let store = fixture.store.clone();
+        async move { store.probe().await }
+    });
+    while !fixture.store.shared.queue.is_empty() || first.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    let answers: Vec<_> = claims
+        .into_iter()
+        .map(|claim| {
+            let (reply, answer) = oneshot::channel();
+            let claimed = Claimed { settle: claim.into(), tells_bot: false };
+            assert!(fixture.store.shared.queue.push(Job::settle(reply, claimed)).is_ok());
+            answer
+        })
+        .collect();
+    stranger.execute_batch("ROLLBACK").unwrap();
+    first.await.unwrap().unwrap();
+    let mut settled = Vec::new();
+    for answer in answers {
+        settled.push(answer.await.unwrap());
+    }
+    settled
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_of_one_batch_see_what_those_before_them_did() {
+    let fixture = Fixture::new().await;
+    for order_no in ["A1", "A2", "A3"] {
+        fixture.store.create_order(new_order(order_no, 1001)).await.unwrap();
+    }
+    let mut wrong = settle("A3", "T3");
+    wrong.claim.amount = Amount::from_fen(1).unwrap();
+    let claims = vec![
+        settle("A1", "T1"),
+        settle("A1", "T1"),
+        settle("A1", "T2"),
+        settle("A2", "T1"),
+        settle("NONE", "T4"),
+        settle("A2", "T2"),
+        wrong.clone(),
+        settle("A3", "T3"),
+        wrong,
+        settle("A2", "T2"),
+    ];
+    let settled = settle_together(&fixture, claims).await;
+    let outcomes: Vec<_> = settled.into_iter().map(|settled| settled.unwrap().outcome).collect();
+    use Outcome::{AmountMismatch, Duplicate, Held, PaidAgain, Settled, TradeReused, UnknownOrder};
+    let expected = [
+        Settled,
+        Duplicate,
+        PaidAgain,
+        TradeReused,
+        UnknownOrder,
+        Settled,
+        AmountMismatch,
+        Held,
+        AmountMismatch,
+        Duplicate,
+    ];
+    assert_eq!(outcomes, expected);
+    assert_eq!(fixture.store.user(1001).await.unwrap().unwrap().credits, 140);
+    let kept: Vec<String> = {
+        let db = fixture.stranger();
+        let mut receipts = db.prepare("SELECT outcome FROM receipts ORDER BY id").unwrap();
+        receipts.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    };
+    assert_eq!(kept, expected.map(Outcome::name), "one receipt a callback, in their order");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_cannot_be_written_fails_alone() {
+    let fixture = Fixture::new().await;
+    for (order_no, user) in [("A1", 1001), ("A2", 1002), ("A3", 1003)] {
+        fixture.store.create_order(new_order(order_no, user)).await.unwrap();
+    }
+    // No room for 70 more.
+    fixture.stranger().execute("UPDATE users SET credits = ? WHERE telegram_id = 1002", [i64::MAX - 1]).unwrap();
+    let claims = vec![settle("A1", "T1"), settle("A2", "T2"), settle("A3", "T3")];
+    let settled = settle_together(&fixture, claims).await;
+    assert!(matches!(settled[..], [Ok(_), Err(StoreError::Failed(_)), Ok(_)]), "{settled:?}");
+    assert_eq!(fixture.count("SELECT count(*) FROM orders WHERE status = 'paid'"), 2);
+    assert_eq!(fixture.count("SELECT count(*) FROM receipts"), 2);
+    assert_eq!(fixture.count("SELECT count(*) FROM outbox"), 2);
+    assert_eq!(fixture.count("SELECT sum(credits) FROM ledger"), 140);
+}
+
+/// What other programs are kept from by triggers, the writer is kept from by what it says itself; constraints hold for both.
+#[tokio::test]
+async fn the_writer_keeps_to_the_rules_that_it_is_trusted_with() {
+    let fixture = Fixture::new().await;
+    fixture.store.create_order(new_order("A1", 1001)).await.unwrap();
+    fixture.store.settle(settle("A1", "T1")).await.unwrap();
+    for forbidden in [
+        "UPDATE orders SET status = 'pending'",
+        "UPDATE orders SET status = 'odd'",
+        "UPDATE orders SET settled_by = 'odd'",
+        "UPDATE orders SET pay_kind = 'odd'",
+        "UPDATE orders SET credits = 999",
+        "DELETE FROM orders",
+        "DELETE FROM users",
+        "UPDATE ledger SET credits = 1",
+        "DELETE FROM ledger",
+        "INSERT INTO ledger (telegram_id, kind, credits, order_id, created_at_ms) VALUES (1001, 'order', 70, 1, 0)",
+        "INSERT INTO ledger (telegram_id, kind, credits, created_at_ms) VALUES (1001, 'odd', 70, 0)",
+        "INSERT INTO ledger (telegram_id, kind, credits, reason, created_at_ms) VALUES (1, 'grant', 70, 'x', 0)",
+        "UPDATE receipts SET payload = x''",
+        "DELETE FROM receipts",
+        "INSERT INTO receipts (received_at_ms, source, outcome, merchant, order_no, trade_no, payload)
+         VALUES (0, 'odd', 'settled', '1002', 'A1', 'T1', x'')",
+        "UPDATE outbox SET kind = 'odd'",
+        "UPDATE outbox SET state = 'odd'",
+    ] {
+        let result = fixture.store.on_writer(move |db| Ok(db.execute_batch(forbidden)?)).await;
+        assert!(matches!(result, Err(StoreError::Failed(_))), "{forbidden}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_of_any_version_becomes_the_same_as_a_new_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("x.db");
+    let schema_of = |db: &Connection| -> Vec<(String, Option<String>)> {
+        let mut parts = db.prepare("SELECT name, sql FROM sqlite_schema ORDER BY name").unwrap();
+        parts.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect()
+    };
+    let newest = schema_of(&schema::in_memory().unwrap());
+    assert!(
+        newest.iter().all(|(_, sql)| sql.as_ref().is_none_or(|sql| !sql.contains("IN ('pending', 'paid', 'review'")))
+    );
+    for version in 1..schema::VERSION {
+        let _ = std::fs::remove_file(&path);
+        let old = Connection::open(&path).unwrap();
+        schema::migrate_to(&old, version).unwrap();
+        drop(old);
+        Store::open(&url(&directory)).await.unwrap().close().await.unwrap();
+        let db = Connection::open(&path).unwrap();
+        assert_eq!(schema_of(&db), newest, "from version {version}");
+        let sound: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+        assert_eq!(sound, "ok");
+        assert!(db.execute("UPDATE users SET language = 'odd'", []).is_ok(), "nobody is there");
+    }
+}
+
+#[tokio::test]
+async fn the_log_begins_again_when_it_is_copied_and_waits_for_who_reads_it() {
+    let fixture = Fixture::new().await;
+    let log = fixture.directory.path().join("x.db-wal");
+    let length = || std::fs::metadata(&log).unwrap().len();
+    // Each keeps some ten pages of 4 KiB.
+    let write = async |count: usize| {
+        for _ in 0..count {
+            let mut unknown = settle("NONE", "T1");
+            unknown.receipt.payload = vec![b'x'; 40 * 1024];
+            fixture.store.settle(unknown).await.unwrap();
+        }
+    };
+    write(1500).await;
+    let copied = length();
+    assert!(copied < 6000 * 4120, "{copied}");
+    let reader = fixture.stranger();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM receipts").unwrap();
+    write(1500).await;
+    let held = length();
+    assert!(held > 12_000 * 4120, "{held}");
+    reader.execute_batch("COMMIT").unwrap();
+    write(1000).await;
+    let freed = length();
+    write(1000).await;
+    assert_eq!(length(), freed, "it is written from its start again");
+    assert_eq!(fixture.count("SELECT count(*) FROM receipts"), 5000);
+}
