@@ -17,7 +17,7 @@ pub(crate) use callback::{CallbackFields, SignedCallback};
 pub(crate) use diagnosis::{Diagnosis, WrongWay, diagnose, readable};
 #[cfg(test)]
 pub(crate) use form::Field;
-pub(crate) use form::{Form, decode_pairs, encode, glimpse};
+pub(crate) use form::{Form, Malformed, decode_pairs, encode, glimpse};
 pub(crate) use notification::{Credentials, Notification, Unverified, VerifyError};
 pub(crate) use rsa::{PlatformKey, PrivateKey};
 #[cfg(test)]

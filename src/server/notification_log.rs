@@ -1,6 +1,5 @@
 //! What the log says of notifications: all settlements, and every other outcome at a rate that fills no disk.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -25,7 +24,7 @@ const FIELD_CHARS_MAX: usize = 64;
 pub(super) struct Refused {
     pub(super) outcome: Outcome,
     /// More about it than the outcome's name says.
-    pub(super) reason: Cow<'static, str>,
+    pub(super) reason: String,
     /// `pid`, `out_trade_no` and `trade_no`, where they can be read.
     pub(super) claimed: [Option<String>; 3],
 }
@@ -164,7 +163,7 @@ mod tests {
         let log = NotificationLog::default();
         let diagnosed = Cell::new(0);
         let reject = |outcome| {
-            let refused = Refused { outcome, reason: "".into(), claimed: [None, None, None] };
+            let refused = Refused { outcome, reason: String::new(), claimed: [None, None, None] };
             log.rejection(&refused, [10, 0, 0, 1].into(), || {
                 diagnosed.set(diagnosed.get() + 1);
                 None

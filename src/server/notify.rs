@@ -19,7 +19,7 @@ use super::{Response, read_body, text};
 use crate::clock::Timestamp;
 use crate::config::{Current, Merchant, Proof};
 use crate::epay::client::Verdict;
-use crate::epay::{self, Notification, Unverified, VerifyError};
+use crate::epay::{self, Malformed, Notification, Unverified, VerifyError};
 use crate::explain::diagnosis_text;
 use crate::gateways::Gateways;
 use crate::order::{OrderStatus, SettledBy};
@@ -59,6 +59,18 @@ pub(crate) struct Notify {
 struct Believed {
     notification: Notification,
     proof: Proof,
+}
+
+/// Why a notification is not to be believed.
+struct Reason {
+    outcome: Outcome,
+    more: Option<Malformed>,
+}
+
+impl From<Outcome> for Reason {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, more: None }
+    }
 }
 
 impl Notify {
@@ -101,28 +113,23 @@ impl Notify {
     pub(crate) async fn take(&self, receipt: Receipt, client: IpAddr) -> Outcome {
         match self.judge(&receipt, client) {
             Ok(believed) => self.settle(believed, receipt, client).await,
-            Err(refused) => self.reject(refused, receipt, client),
+            Err(reason) => self.reject(reason, receipt, client),
         }
     }
 
     /// Decides whether to believe it, by what it says alone; the order of the checks is the public contract's.
-    fn judge(&self, receipt: &Receipt, client: IpAddr) -> Result<Believed, Refused> {
-        let claimed = || {
-            ["pid", "out_trade_no", "trade_no"]
-                .map(|key| Some(shortened(&epay::glimpse(&receipt.payload, key)?).to_owned()))
-        };
-        let refused = |outcome: Outcome| Refused { outcome, reason: "".into(), claimed: claimed() };
+    fn judge(&self, receipt: &Receipt, client: IpAddr) -> Result<Believed, Reason> {
         let unverified = Unverified::parse(&receipt.payload)
-            .map_err(|malformed| Refused { reason: malformed.to_string().into(), ..refused(Outcome::Malformed) })?;
+            .map_err(|malformed| Reason { more: Some(malformed), ..Outcome::Malformed.into() })?;
         let config = self.config.load();
-        let merchant = config.merchant(unverified.pid()).ok_or_else(|| refused(Outcome::UnknownMerchant))?;
+        let merchant = config.merchant(unverified.pid()).ok_or(Outcome::UnknownMerchant)?;
         if !merchant.allow_ips.is_empty() && !merchant.allow_ips.contains(client) {
-            return Err(refused(Outcome::AddressNotAllowed));
+            return Err(Outcome::AddressNotAllowed.into());
         }
         let notification =
             unverified.verify(&merchant.credentials, receipt.received_at).map_err(|error| match error {
-                VerifyError::BadSignature => refused(Outcome::BadSignature),
-                VerifyError::Stale => refused(Outcome::Stale),
+                VerifyError::BadSignature => Outcome::BadSignature,
+                VerifyError::Stale => Outcome::Stale,
             })?;
         if notification.by_previous_key {
             self.log.previous_key(&notification.pid);
@@ -180,18 +187,21 @@ impl Notify {
         Outcome::Overloaded
     }
 
-    fn reject(&self, refused: Refused, mut receipt: Receipt, client: IpAddr) -> Outcome {
+    fn reject(&self, Reason { outcome, more }: Reason, mut receipt: Receipt, client: IpAddr) -> Outcome {
         if !self.forgers.may_cost_more(client) {
-            self.log.leave_out(refused.outcome);
-            return refused.outcome;
+            self.log.leave_out(outcome);
+            return outcome;
         }
+        let claimed = ["pid", "out_trade_no", "trade_no"]
+            .map(|key| Some(shortened(&epay::glimpse(&receipt.payload, key)?).to_owned()));
+        let refused = Refused { outcome, reason: more.map_or_else(String::new, |more| more.to_string()), claimed };
         self.take_hint(&refused, receipt.received_at);
         self.log.rejection(&refused, client, || self.diagnosis(&refused, &receipt.payload));
-        let Refused { outcome, reason, claimed } = refused;
+        let Refused { reason, claimed, .. } = refused;
         let payload_bytes = receipt.payload.len();
         receipt.payload.truncate(REJECTED_PAYLOAD_BYTES_MAX);
         receipt.payload.shrink_to_fit();
-        self.store.reject(Rejection { outcome, reason: reason.into(), claimed, receipt, payload_bytes });
+        self.store.reject(Rejection { outcome, reason, claimed, receipt, payload_bytes });
         outcome
     }
 

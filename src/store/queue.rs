@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::write::REJECTIONS_KEPT;
@@ -32,6 +32,8 @@ struct Waiting {
     rejections: VecDeque<Rejection>,
     rejections_since: Option<Instant>,
     closed: bool,
+    /// The writer sleeps until it is woken: to wake it costs a system call, which is in vain while it writes.
+    asleep: bool,
 }
 
 /// What the writer does next.
@@ -76,8 +78,7 @@ impl Queue {
             return Err(PushError::Full);
         }
         waiting.jobs.push_back(job);
-        drop(waiting);
-        self.changed.notify_one();
+        self.wake(waiting);
         Ok(())
     }
 
@@ -92,8 +93,14 @@ impl Queue {
         }
         waiting.rejections_since.get_or_insert_with(Instant::now);
         waiting.rejections.push_back(rejection);
-        drop(waiting);
-        self.changed.notify_one();
+        self.wake(waiting);
+    }
+
+    fn wake(&self, mut waiting: MutexGuard<'_, Waiting>) {
+        if std::mem::take(&mut waiting.asleep) {
+            drop(waiting);
+            self.changed.notify_one();
+        }
     }
 
     /// Whether no job waits.
@@ -103,8 +110,9 @@ impl Queue {
 
     /// Lets nothing more in; what is queued is still handed out.
     pub(super) fn close(&self) {
-        lock(&self.waiting).closed = true;
-        self.changed.notify_one();
+        let mut waiting = lock(&self.waiting);
+        waiting.closed = true;
+        self.wake(waiting);
     }
 
     /// Waits for something to do: for `patience` at most, or for ever.
@@ -126,6 +134,7 @@ impl Queue {
                 return Next::Idle;
             }
             let wait = [ripe_in, patience_left].into_iter().flatten().min();
+            waiting.asleep = true;
             waiting = match wait {
                 Some(wait) => {
                     let result = self.changed.wait_timeout(waiting, wait);
@@ -133,6 +142,7 @@ impl Queue {
                 }
                 None => self.changed.wait(waiting).unwrap_or_else(std::sync::PoisonError::into_inner),
             };
+            waiting.asleep = false;
         }
     }
 }

@@ -518,6 +518,7 @@ async fn settle_together(fixture: &Fixture, claims: Vec<Settle>) -> Vec<Result<S
 
 #[tokio::test(flavor = "multi_thread")]
 async fn claims_of_one_batch_see_what_those_before_them_did() {
+    use Outcome::{AmountMismatch, Duplicate, Held, PaidAgain, Settled, TradeReused, UnknownOrder};
     let fixture = Fixture::new().await;
     for order_no in ["A1", "A2", "A3"] {
         fixture.store.create_order(new_order(order_no, 1001)).await.unwrap();
@@ -538,7 +539,6 @@ async fn claims_of_one_batch_see_what_those_before_them_did() {
     ];
     let settled = settle_together(&fixture, claims).await;
     let outcomes: Vec<_> = settled.into_iter().map(|settled| settled.unwrap().outcome).collect();
-    use Outcome::{AmountMismatch, Duplicate, Held, PaidAgain, Settled, TradeReused, UnknownOrder};
     let expected = [
         Settled,
         Duplicate,
