@@ -286,10 +286,6 @@ impl<'a> Rows<'a> {
     }
 
     fn write(&mut self, db: &Connection) -> Result<(), StoreError> {
-        // As the tables have them: neighbours are on the same page. Receipts stay in the order in which they came.
-        self.payments.sort_unstable_by_key(|row| row.order_id);
-        self.credits.sort_unstable_by_key(|row| row.order_id);
-        self.news.sort_by_key(|row| row.order_id);
         mark_paid(db, &self.payments)?;
         ledger::enter(db, &self.credits)?;
         OUTBOX.run(db, &self.news, |row| [&row.order_id, &row.news, &row.channel, &row.at_ms, &row.at_ms])?;
