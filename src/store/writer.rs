@@ -1,4 +1,5 @@
-//! The writer: takes what has queued up, gives each job a savepoint of its own, commits them together, then answers each.
+//! The writer: takes what has queued up, settles the claims together and gives each other job a savepoint of its own, commits, then
+//! answers each.
 
 use std::time::Duration;
 
