@@ -1,5 +1,6 @@
 //! One destination of log records: a bounded queue, and the thread that empties it.
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -54,6 +55,7 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     lines: String,
+    /// How many lines wait, those among them that are being written.
     count: usize,
     /// How many there was no room for, or that could not be written, since that was last told.
     dropped: u64,
@@ -107,8 +109,10 @@ impl Lane {
         let (done, answer) = sync_channel(1);
         let mut queue = self.shared.lock();
         queue.requests.push(request(done));
-        queue.asleep = true;
-        self.shared.wake(queue);
+        // Not only where it sleeps: it may be waiting for company.
+        queue.asleep = false;
+        drop(queue);
+        self.shared.changed.notify_one();
         answer.recv_timeout(timeout).ok()
     }
 }
@@ -131,15 +135,16 @@ impl Shared {
             lines.clear();
             lines.shrink_to(ROOM_KEPT);
             let mut queue = self.lock();
-            while queue.count == 0 && queue.requests.is_empty() {
+            while queue.lines.is_empty() && queue.requests.is_empty() {
                 queue.asleep = true;
                 queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
             std::mem::swap(&mut lines, &mut queue.lines);
-            queue.count = 0;
+            let taken = queue.count;
             let requests = std::mem::take(&mut queue.requests);
             drop(queue);
             let lost = if lines.is_empty() { 0 } else { sink.write_lines(&lines) };
+            self.lock().count -= taken;
             self.report_dropped(lost, &mut sink);
             for request in requests {
                 match request {
@@ -180,13 +185,9 @@ impl Console {
 
 impl Sink for Console {
     fn write_lines(&mut self, lines: &str) -> usize {
-        let written = if self.is_journal {
-            let lines: String = lines.split_inclusive('\n').map(without_time).collect();
-            io::stderr().write_all(lines.as_bytes())
-        } else {
-            io::stderr().write_all(lines.as_bytes())
-        };
-        if written.is_ok() { 0 } else { count(lines.as_bytes()) }
+        let text: Cow<str> =
+            if self.is_journal { lines.split_inclusive('\n').map(without_time).collect() } else { lines.into() };
+        if io::stderr().write_all(text.as_bytes()).is_ok() { 0 } else { count(lines.as_bytes()) }
     }
 }
 
