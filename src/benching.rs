@@ -4,7 +4,6 @@ use std::path::Path;
 
 use crate::clock::Timestamp;
 use crate::epay::{CallbackFields, Credentials, Notification, SignedCallback, Unverified, encode};
-use crate::money::Amount;
 use crate::order::OrderStatus;
 use crate::secret::Secret;
 use crate::settlement::{Claim, LatePolicy, Outcome, Payable, Policy, decide};
@@ -88,8 +87,7 @@ pub struct Books(store::Bench);
 impl Books {
     /// A new database in this directory, with so many orders to settle.
     pub fn new(directory: &Path, orders: usize) -> Self {
-        let amount = Amount::from_fen(3600).expect("a price");
-        Self(store::Bench::new(&directory.join("bench.db"), orders, amount))
+        Self(store::Bench::new(&directory.join("bench.db"), orders))
     }
 
     /// Settles the next `count` orders in one transaction, and commits it to the disk.

@@ -148,6 +148,13 @@ pub(crate) struct Payable {
     pub trade_no: Option<String>,
 }
 
+impl Payable {
+    /// Whether it is paid, or was and is refunded: nothing settles it any more.
+    pub(crate) fn is_settled(&self) -> bool {
+        matches!(self.stored_status, OrderStatus::Paid | OrderStatus::Refunded)
+    }
+}
+
 /// Decides what `claim` does.
 ///
 /// `order` is the order that it names, whoever its merchant is; `trade_used` says whether this merchant's `trade_no` has settled
@@ -169,8 +176,7 @@ pub(crate) fn decide(
     if is_foreign_param(order.param.as_deref(), claim.param.as_deref()) {
         return no_effect(Outcome::Malformed);
     }
-    let status = order.stored_status.at(now, order.expires_at);
-    if matches!(status, OrderStatus::Paid | OrderStatus::Refunded) {
+    if order.is_settled() {
         return no_effect(if order.trade_no.as_deref() == Some(&claim.trade_no) {
             Outcome::Duplicate
         } else {
@@ -180,6 +186,7 @@ pub(crate) fn decide(
     if trade_used {
         return no_effect(Outcome::TradeReused);
     }
+    let status = order.stored_status.at(now, order.expires_at);
     let review = |outcome| Decision {
         outcome,
         effect: if status == OrderStatus::Review { Effect::None } else { Effect::Review },

@@ -5,13 +5,12 @@ use std::path::Path;
 use rusqlite::Connection;
 
 use super::settle::{Claimed, settle};
-use super::{Creation, Receipt, Settle, checkpoint, schema, write};
+use super::{checkpoint, fixtures, schema, write};
 use crate::clock::Timestamp;
-use crate::money::Amount;
-use crate::order::{NewOrder, SettledBy};
-use crate::settlement::{Claim, LatePolicy, Policy};
 
-const MERCHANT: &str = "1002";
+const CREATED_MS: i64 = 1_700_000_000_000;
+/// How long a callback is.
+const PAYLOAD_BYTES: usize = 230;
 /// How many buyers there are.
 const USERS: usize = 50_000;
 
@@ -19,15 +18,14 @@ const USERS: usize = 50_000;
 #[derive(Debug)]
 pub(crate) struct Bench {
     db: Connection,
-    amount: Amount,
     orders: usize,
     settled: usize,
 }
 
 impl Bench {
-    pub(crate) fn new(path: &Path, orders: usize, amount: Amount) -> Self {
+    pub(crate) fn new(path: &Path, orders: usize) -> Self {
         let (db, _) = schema::open(path).expect("a new database");
-        let mut bench = Self { db, amount, orders: 0, settled: 0 };
+        let mut bench = Self { db, orders: 0, settled: 0 };
         bench.create(orders);
         bench
     }
@@ -37,7 +35,7 @@ impl Bench {
         if self.settled + count > self.orders {
             self.create(self.orders);
         }
-        let claims: Vec<_> = (self.settled..self.settled + count).map(|number| self.claim(number, now)).collect();
+        let claims: Vec<_> = (self.settled..self.settled + count).map(|number| Self::claim(number, now)).collect();
         self.settled += count;
         self.transaction(|db| {
             let settlements = settle(db, &claims.iter().collect::<Vec<_>>()).expect("they can be settled");
@@ -49,11 +47,12 @@ impl Bench {
     fn create(&mut self, count: usize) {
         let numbers = self.orders..self.orders + count;
         self.orders += count;
-        let amount = self.amount;
+        let now = Timestamp::from_ms(CREATED_MS);
         self.transaction(|db| {
             for number in numbers {
                 let telegram_id = i64::try_from(1 + number * 7919 % USERS).expect("a small number");
-                write::create_order(db, new_order(number, telegram_id, amount)).expect("a new order");
+                let order = fixtures::order(&order_no(number), telegram_id, now);
+                write::create_order(db, order.into()).expect("a new order");
             }
         });
     }
@@ -64,42 +63,13 @@ impl Bench {
         self.db.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([])).expect("room on the disk");
     }
 
-    fn claim(&self, number: usize, now: Timestamp) -> Claimed {
-        let settle = Settle {
-            claim: Claim {
-                merchant: MERCHANT.into(),
-                order_no: order_no(number),
-                trade_no: format!("20240101{number:012}"),
-                amount: self.amount,
-                paid: true,
-                param: None,
-            },
-            source: SettledBy::Notify,
-            policy: Policy { late: LatePolicy::Credit, is_proof: true },
-            receipt: Receipt { received_at: now, client: None, method: "POST", payload: vec![b'x'; 230] },
-        };
+    fn claim(number: usize, now: Timestamp) -> Claimed {
+        let mut settle = fixtures::paid(&order_no(number), &format!("20240101{number:012}"), now);
+        settle.receipt.payload = vec![b'x'; PAYLOAD_BYTES];
         Claimed { settle: settle.into(), tells_bot: false }
     }
 }
 
 fn order_no(number: usize) -> String {
     format!("BENCH{number:021}")
-}
-
-fn new_order(number: usize, telegram_id: i64, amount: Amount) -> Creation {
-    let created_at = Timestamp::from_ms(1_700_000_000_000);
-    NewOrder {
-        order_no: order_no(number).parse().expect("an order's number"),
-        merchant: MERCHANT.into(),
-        telegram_id,
-        package: Some("silver".into()),
-        name: "VIP白银".into(),
-        payment_type: "alipay".into(),
-        amount,
-        credits: 70,
-        param: None,
-        created_at,
-        expires_at: created_at.plus_seconds(1800),
-    }
-    .into()
 }

@@ -32,13 +32,14 @@ pub(super) fn after_commit(db: &Connection, somebody_waits: bool) {
     let most = if somebody_waits { PAGES_MAX } else { WORTH_COPYING };
     let (pages, copied) = LOG_PAGES.get();
     if pages - copied >= most {
-        LOG_PAGES.set((pages, pages));
         copy_log(db);
     }
 }
 
 /// Copies what nobody reads from the log any more. PASSIVE never waits for readers, and never makes a writer wait.
 pub(super) fn copy_log(db: &Connection) {
+    let (pages, _) = LOG_PAGES.get();
+    LOG_PAGES.set((pages, pages));
     let copied =
         db.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)").and_then(|mut copy| copy.query_row([], |_| Ok(())));
     if let Err(error) = copied {

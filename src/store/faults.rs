@@ -8,6 +8,7 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization, TransactionOperati
 use rusqlite::{Connection, OptionalExtension};
 
 use super::ledger::{self, Entry};
+use super::outbox::{self, Tidings};
 use super::settle::{self, Claimed};
 use super::{QUEUE_MAX, Settle, Settlement, Store, StoreError, blocking, lock};
 use crate::config::DatabaseUrl;
@@ -281,7 +282,8 @@ fn commit_message_first(
     let outcome = settle_rightly(db, Arc::clone(settle), tells_bot)?.outcome;
     db.execute_batch("ROLLBACK TO look; RELEASE look")?;
     if outcome == Outcome::Settled {
-        settle::tell(db, order_id, super::News::Settled, tells_bot, settle.receipt.received_at)?;
+        let at = settle.receipt.received_at;
+        outbox::tell(db, &[Tidings { order_id, news: super::News::Settled, tells_bot, at }])?;
         db.execute_batch("COMMIT; BEGIN IMMEDIATE; SAVEPOINT job")?;
     }
     Ok(())

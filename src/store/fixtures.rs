@@ -1,4 +1,4 @@
-//! An order and its payment, for the tests of whatever uses the store.
+//! An order and its payment, for the tests of whatever uses the store, and for the benches.
 
 use super::{Receipt, Settle};
 use crate::clock::Timestamp;
@@ -9,13 +9,13 @@ use crate::settlement::{Claim, LatePolicy, Policy};
 /// 36.00 yuan for 70 credits, for half an hour from `created_at`.
 pub(crate) fn order(order_no: &str, telegram_id: i64, created_at: Timestamp) -> NewOrder {
     NewOrder {
-        order_no: order_no.parse().unwrap(),
+        order_no: order_no.parse().expect("an order's number"),
         merchant: "1002".into(),
         telegram_id,
         package: Some("silver".into()),
         name: "VIP白银".into(),
         payment_type: "alipay".into(),
-        amount: Amount::from_fen(3600).unwrap(),
+        amount: Amount::from_fen(3600).expect("a price"),
         credits: 70,
         param: None,
         created_at,
@@ -30,7 +30,7 @@ pub(crate) fn paid(order_no: &str, trade_no: &str, at: Timestamp) -> Settle {
             merchant: "1002".into(),
             order_no: order_no.into(),
             trade_no: trade_no.into(),
-            amount: Amount::from_fen(3600).unwrap(),
+            amount: Amount::from_fen(3600).expect("a price"),
             paid: true,
             param: None,
         },
@@ -42,10 +42,5 @@ pub(crate) fn paid(order_no: &str, trade_no: &str, at: Timestamp) -> Settle {
 
 /// A notification as it arrived at `at`.
 pub(crate) fn receipt(at: Timestamp) -> Receipt {
-    Receipt {
-        received_at: at,
-        client: Some("203.0.113.7".parse().unwrap()),
-        method: "GET",
-        payload: b"a=1&b=%FF".to_vec(),
-    }
+    Receipt { received_at: at, client: Some([203, 0, 113, 7].into()), method: "GET", payload: b"a=1&b=%FF".to_vec() }
 }

@@ -12,7 +12,6 @@ mod checkpoint;
 mod database;
 #[cfg(test)]
 pub(crate) mod faults;
-#[cfg(test)]
 pub(crate) mod fixtures;
 mod insert;
 mod inspection;

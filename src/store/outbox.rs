@@ -3,10 +3,12 @@
 //! A row is written in the transaction that it tells of. Whoever delivers it claims it first: the claim counts the attempt and
 //! makes the row due again after a while, so a crash costs a delay and neither the message nor, in practice, a second one.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
+use super::insert::Insert;
 use super::{Store, StoreError, read};
 use crate::clock::Timestamp;
 use crate::language::Language;
@@ -181,6 +183,33 @@ impl Store {
         self.outbox_grew();
         Ok(added)
     }
+}
+
+/// What is to be told of an order.
+pub(super) struct Tidings {
+    pub(super) order_id: i64,
+    pub(super) news: News,
+    /// Whether the bot is to hear of it as well.
+    pub(super) tells_bot: bool,
+    pub(super) at: Timestamp,
+}
+
+static INSERT: LazyLock<Insert> = LazyLock::new(|| {
+    // An order that comes into review again has told of it once.
+    let end = "ON CONFLICT (order_id, kind, channel) DO NOTHING";
+    Insert::new("INSERT INTO outbox (order_id, kind, channel, created_at_ms, due_at_ms)", "(?, ?, ?, ?, ?)", end)
+});
+
+/// Puts news of orders into the outbox.
+pub(super) fn tell(db: &Connection, tidings: &[Tidings]) -> rusqlite::Result<()> {
+    let rows: Vec<_> = tidings
+        .iter()
+        .flat_map(|Tidings { order_id, news, tells_bot, at }| {
+            let channels = if *tells_bot { Channel::ALL } else { &[Channel::Telegram][..] };
+            channels.iter().map(move |channel| (order_id, news.name(), channel.name(), at.ms()))
+        })
+        .collect();
+    INSERT.run(db, &rows, |(order_id, news, channel, at_ms)| [order_id, news, channel, at_ms, at_ms])
 }
 
 fn next_due(db: &Connection, channel: Channel) -> rusqlite::Result<Option<Timestamp>> {

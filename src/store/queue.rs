@@ -103,9 +103,9 @@ impl Queue {
         }
     }
 
-    /// Whether no job waits.
-    pub(super) fn is_empty(&self) -> bool {
-        lock(&self.waiting).jobs.is_empty()
+    /// Whether a job waits.
+    pub(super) fn has_jobs(&self) -> bool {
+        !lock(&self.waiting).jobs.is_empty()
     }
 
     /// Lets nothing more in; what is queued is still handed out.

@@ -6,7 +6,7 @@
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use super::ledger::{self, Entry};
-use super::outbox::News;
+use super::outbox::{self, News, Tidings};
 use super::{Receipt, Settle, Store, StoreError, read, settle};
 use crate::clock::Timestamp;
 use crate::named::named_enum;
@@ -198,7 +198,7 @@ fn finish(
         "UPDATE refunds SET state = 'done', answer = ?, proved = ?, changed_at_ms = ? WHERE order_id = ?",
     )?
     .execute(params![answer, proved, now.ms(), order_id])?;
-    settle::tell(db, order_id, News::Refunded, tells_bot, now)?;
+    outbox::tell(db, &[Tidings { order_id, news: News::Refunded, tells_bot, at: now }])?;
     order.stored_status = OrderStatus::Refunded;
     Ok(order)
 }

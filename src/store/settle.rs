@@ -11,7 +11,7 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
 use super::insert::Insert;
 use super::ledger::{self, Entry};
-use super::outbox::{Channel, News};
+use super::outbox::{self, News, Tidings};
 use super::{Credited, Settle, Settlement, StoreError, read, reconciliation};
 use crate::clock::Timestamp;
 use crate::money::Amount;
@@ -56,7 +56,9 @@ fn settle_one<'a>(
     let now = settle.receipt.received_at;
     let order = found.order(&claim.order_no)?;
     let trade_used = match &order {
-        Some(order) if !order.is_settled() => found.order_settled_by(settle)?.is_some_and(|other| other != order.id),
+        Some(order) if !order.payable.is_settled() => {
+            found.order_settled_by(settle)?.is_some_and(|other| other != order.id)
+        }
         // Nothing can settle it any more.
         _ => false,
     };
@@ -71,7 +73,7 @@ fn settle_one<'a>(
             Effect::None => {}
             Effect::Settle => {
                 rows.pay(order.id, order.telegram_id, order.credits, Some(&claim.trade_no), settle.source, now);
-                rows.tell(order.id, News::Settled, *tells_bot, now);
+                rows.news.push(Tidings { order_id: order.id, news: News::Settled, tells_bot: *tells_bot, at: now });
                 settled.note(settle);
                 settlement.changed_order = true;
                 settlement.credited = Some(Credited { telegram_id: order.telegram_id, credits: order.credits });
@@ -83,7 +85,7 @@ fn settle_one<'a>(
                     )?
                     .execute([order.id])?;
                 expect_changed(changed)?;
-                rows.tell(order.id, News::Review, *tells_bot, now);
+                rows.news.push(Tidings { order_id: order.id, news: News::Review, tells_bot: *tells_bot, at: now });
                 settlement.changed_order = true;
             }
             Effect::Ask => reconciliation::ask_soon(db, order.id, &order.payable.merchant, now)?,
@@ -105,21 +107,8 @@ pub(super) fn settle_by_hand(
     let now = settle.receipt.received_at;
     let mut rows = Rows::default();
     rows.pay(order_id, terms.telegram_id, terms.credits, trade_no, settle.source, now);
-    rows.tell(order_id, News::Settled, tells_bot, now);
+    rows.news.push(Tidings { order_id, news: News::Settled, tells_bot, at: now });
     rows.keep_receipt(settle, Outcome::Settled, Some(order_id));
-    rows.write(db)
-}
-
-/// Puts news of an order into the outbox.
-pub(super) fn tell(
-    db: &Connection,
-    order_id: i64,
-    news: News,
-    tells_bot: bool,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    let mut rows = Rows::default();
-    rows.tell(order_id, news, tells_bot, now);
     rows.write(db)
 }
 
@@ -152,10 +141,6 @@ struct Found {
 }
 
 impl Found {
-    fn is_settled(&self) -> bool {
-        matches!(self.payable.stored_status, OrderStatus::Paid | OrderStatus::Refunded)
-    }
-
     fn of(row: &Row) -> rusqlite::Result<Self> {
         let status = row.get_ref(7)?.as_str().map_err(rusqlite::Error::from)?;
         Ok(Self {
@@ -216,13 +201,6 @@ struct Payment<'a> {
     at_ms: i64,
 }
 
-struct Tidings {
-    order_id: i64,
-    news: &'static str,
-    channel: &'static str,
-    at_ms: i64,
-}
-
 struct Kept<'a> {
     received_at_ms: i64,
     source: &'static str,
@@ -236,11 +214,6 @@ struct Kept<'a> {
     payload: &'a [u8],
 }
 
-static OUTBOX: LazyLock<Insert> = LazyLock::new(|| {
-    // An order that comes into review again has told of it once.
-    let end = "ON CONFLICT (order_id, kind, channel) DO NOTHING";
-    Insert::new("INSERT INTO outbox (order_id, kind, channel, created_at_ms, due_at_ms)", "(?, ?, ?, ?, ?)", end)
-});
 static RECEIPTS: LazyLock<Insert> = LazyLock::new(|| {
     let into = "INSERT INTO receipts \
                 (received_at_ms, source, outcome, merchant, order_no, trade_no, order_id, client, method, payload)";
@@ -262,13 +235,6 @@ impl<'a> Rows<'a> {
         self.credits.push(Entry { telegram_id, kind: "order", credits, order_id, reason: None, at: now });
     }
 
-    fn tell(&mut self, order_id: i64, news: News, tells_bot: bool, now: Timestamp) {
-        let channels = if tells_bot { Channel::ALL } else { &[Channel::Telegram][..] };
-        let tidings =
-            |channel: &Channel| Tidings { order_id, news: news.name(), channel: channel.name(), at_ms: now.ms() };
-        self.news.extend(channels.iter().map(tidings));
-    }
-
     fn keep_receipt(&mut self, settle: &'a Settle, outcome: Outcome, order_id: Option<i64>) {
         let Settle { claim, receipt, .. } = settle;
         self.receipts.push(Kept {
@@ -288,7 +254,7 @@ impl<'a> Rows<'a> {
     fn write(&mut self, db: &Connection) -> Result<(), StoreError> {
         mark_paid(db, &self.payments)?;
         ledger::enter(db, &self.credits)?;
-        OUTBOX.run(db, &self.news, |row| [&row.order_id, &row.news, &row.channel, &row.at_ms, &row.at_ms])?;
+        outbox::tell(db, &self.news)?;
         RECEIPTS.run(db, &self.receipts, |row| {
             [
                 &row.received_at_ms,

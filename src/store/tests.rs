@@ -495,7 +495,7 @@ async fn settle_together(fixture: &Fixture, claims: Vec<Settle>) -> Vec<Result<S
         let store = fixture.store.clone();
         async move { store.probe().await }
     });
-    while !fixture.store.shared.queue.is_empty() || first.is_finished() {
+    while fixture.store.shared.queue.has_jobs() || first.is_finished() {
         tokio::task::yield_now().await;
     }
     let answers: Vec<_> = claims

@@ -157,7 +157,7 @@ pub(super) fn run(database: Database, queue: &Queue, outbox_growth: watch::Sende
         match queue.next(Some(IDLE_BEFORE_LOOK)) {
             Next::Batch(batch) => {
                 writer.commit(batch);
-                writer.copy_log(queue.is_empty());
+                writer.copy_log(queue.has_jobs());
                 written_since_checkpoint = true;
                 if queue.makes_room() {
                     std::thread::sleep(ROOM);
@@ -190,9 +190,9 @@ impl Writer {
         }
     }
 
-    fn copy_log(&self, nobody_waits: bool) {
+    fn copy_log(&self, somebody_waits: bool) {
         if let Some(db) = self.database.connection() {
-            checkpoint::after_commit(db, !nobody_waits);
+            checkpoint::after_commit(db, somebody_waits);
         }
     }
 
