@@ -1,5 +1,6 @@
 //! Points in time, and the only place that reads the wall clock.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::time::Duration;
 
@@ -8,6 +9,11 @@ use jiff::{SignedDuration, Span, SpanRelativeTo, civil};
 use serde::{Serialize, Serializer};
 
 const LOG_TIME: &str = "%Y-%m-%d %H:%M:%S,%3f";
+
+thread_local! {
+    /// A second since the Unix epoch, and how local time says it.
+    static LOCAL_SECOND: RefCell<(Option<i64>, String)> = const { RefCell::new((None, String::new())) };
+}
 
 /// A point in time: milliseconds since the Unix epoch, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,7 +62,14 @@ impl Timestamp {
 
     /// Local time as log records carry it: `2025-07-31 10:50:09,246`.
     pub fn to_log_time(self) -> impl fmt::Display {
-        self.instant().to_zoned(TimeZone::system()).strftime(LOG_TIME).to_string()
+        let (second, ms) = (self.0.div_euclid(1000), self.0.rem_euclid(1000));
+        // Each payment has a record, and all of a second share what the rules of the time zone make of it.
+        LOCAL_SECOND.with_borrow_mut(|(known, text)| {
+            if *known != Some(second) {
+                (*known, *text) = (Some(second), self.to_local().to_string());
+            }
+            format!("{text},{ms:03}")
+        })
     }
 
     /// Local time to the second, for a person: `2025-07-31 10:50:09`.
@@ -225,6 +238,15 @@ mod tests {
         assert_eq!(Timestamp::from_ms(i64::MAX).plus_seconds(9), Timestamp::from_ms(i64::MAX));
         assert!(!Timestamp::from_ms(i64::MIN).to_string().is_empty());
     }
+
+    #[test]
+    fn records_of_one_second_differ_in_their_milliseconds_alone() {
+        for ms in [1_767_373_445_999, 1_767_373_446_000, 1_767_373_446_007, 1_767_373_445_998, -1, 0] {
+            let expected = Timestamp(ms).instant().to_zoned(TimeZone::system()).strftime(LOG_TIME).to_string();
+            assert_eq!(Timestamp(ms).to_log_time().to_string(), expected);
+        }
+    }
+
     #[test]
     fn a_record_begins_with_its_time() {
         let now = Timestamp::now().to_log_time().to_string();

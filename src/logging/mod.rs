@@ -175,6 +175,9 @@ pub(crate) struct Escaping<W>(pub(crate) W);
 
 impl<W: Write> Write for Escaping<W> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
+        if !text.bytes().any(may_begin_unsafe) {
+            return self.0.write_str(text);
+        }
         let mut plain_from = 0;
         for (at, c) in text.char_indices().filter(|&(_, c)| is_unsafe(c)) {
             self.0.write_str(&text[plain_from..at])?;
@@ -183,6 +186,11 @@ impl<W: Write> Write for Escaping<W> {
         }
         self.0.write_str(&text[plain_from..])
     }
+}
+
+/// Whether a character of which this is the first byte may be [unsafe](is_unsafe): few are, and a byte is looked at in no time.
+fn may_begin_unsafe(byte: u8) -> bool {
+    matches!(byte, 0..b' ' | 0x7f | 0xc2 | 0xe2)
 }
 
 /// C0 and C1 controls, line and paragraph separators, and the characters that change the direction of writing.
@@ -214,6 +222,13 @@ mod tests {
     #[test]
     fn the_time_can_be_left_to_the_journal() {
         assert_eq!(without_time("2025-07-31 10:50:09,246 - x - INFO - a - b\n"), "x - INFO - a - b\n");
+    }
+
+    #[test]
+    fn every_unsafe_character_is_seen_by_its_first_byte() {
+        for c in (char::MIN..=char::MAX).filter(|&c| is_unsafe(c)) {
+            assert!(may_begin_unsafe(c.to_string().as_bytes()[0]), "{c:?}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! nothing is read after it.
 
 use std::future::{Future, poll_fn};
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -18,6 +18,7 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::io::poll_read_buf;
 use tokio_util::sync::PollSemaphore;
 
 use super::connections::{FREE_BYTES, Place};
@@ -227,14 +228,15 @@ impl GuardedIo {
 
     /// Reads from the socket; 0 bytes mean that the client has finished.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.stream.poll_read_ready(cx))?;
-            self.received.reserve(READ_BYTES);
-            match self.stream.try_read_buf(&mut self.received) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
-            }
+        // A connection that waits has no buffer.
+        ready!(self.stream.poll_read_ready(cx))?;
+        self.received.reserve(READ_BYTES);
+        // Unlike `try_read_buf`, it knows by a short read that there is no more, and does not ask the system once again.
+        let filled = poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.received);
+        if filled.is_pending() && self.received.is_empty() {
+            self.received = BytesMut::new();
         }
+        filled
     }
 
     /// Waits for the first request, or for the end. Until then hyper would only have a buffer, and there may be many who
@@ -392,20 +394,6 @@ impl Write for GuardedIo {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write(cx, bytes);
         this.poll_written(cx, bytes.len(), written)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
-        this.poll_written(cx, slices.iter().map(|slice| slice.len()).sum(), written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -260,7 +260,7 @@ impl Settling {
 /// fails alone has failed.
 fn settle_together(db: &Connection, jobs: &mut [Job]) -> Result<(), StoreError> {
     let claims: Vec<_> = jobs.iter().filter_map(Job::claimed).collect();
-    if claims.len() < 2 {
+    if claims.is_empty() {
         return Ok(());
     }
     let Ok(settled) = settle(db, &claims) else { return begin(db) };

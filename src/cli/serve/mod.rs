@@ -8,7 +8,9 @@ mod requests;
 mod seat;
 mod signals;
 
+use std::io;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,7 @@ use anyhow::anyhow;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rust_i18n::t;
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout_at};
 
@@ -77,7 +80,7 @@ pub(super) fn run(
         log::warn!("{}", t!("log.config_warning", finding = warning));
     }
     raise_descriptor_limit();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return teller.start_failed(&error.into()),
     };
@@ -94,6 +97,12 @@ pub(super) fn run(
     // What still runs had its time to finish.
     runtime.shutdown_background();
     exit
+}
+
+/// The threads that serve connections: one processor is left for the store's writer, which everybody with a payment waits for.
+fn runtime() -> io::Result<Runtime> {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    tokio::runtime::Builder::new_multi_thread().worker_threads((processors - 1).max(1)).enable_all().build()
 }
 
 /// Tells a failure wherever somebody may look for it.
