@@ -389,6 +389,7 @@ impl Read for GuardedIo {
     }
 }
 
+/// Not vectored: an answer is small, and its head and body go out as one piece.
 impl Write for GuardedIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();

@@ -10,15 +10,15 @@ use rusqlite::hooks::Wal;
 const WORTH_COPYING: usize = 1024;
 /// How many pages it has until it is copied although somebody waits: the longer it is, the longer that takes.
 const PAGES_MAX: usize = 4096;
-/// It may become longer where copying would take more than one part in so many of the time: with many buyers, each payment is on
-/// another page, and a longer log has fewer of them to copy for each payment.
-const TIME_SHARE: u32 = 7;
+/// It may become longer so that the time between two copies is at least so many times what a copy takes: with many buyers, each
+/// payment is on another page, and a longer log has fewer of them to copy for each payment.
+const REST: u32 = 7;
 /// How long it may become for that, however slow the disk is: a start after a crash reads all of it.
 const PAGES_LIMIT: usize = 3 * PAGES_MAX;
 
 thread_local! {
     /// The log as this thread's connection has left it.
-    static LOG: Cell<Log> = const { Cell::new(Log { pages: 0, copied: 0, copied_at: None, took: Duration::ZERO }) };
+    static LOG: Cell<Log> = const { Cell::new(Log { pages: 0, copied: 0, rests_until: None }) };
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -26,19 +26,22 @@ struct Log {
     /// How many pages it had after the last commit, and how many when it was last copied.
     pages: usize,
     copied: usize,
-    /// When that was, and how long it took.
-    copied_at: Option<Instant>,
-    took: Duration,
+    /// Until when it may grow after that.
+    rests_until: Option<Instant>,
 }
 
 impl Log {
+    /// What it is when all of it has been copied.
+    fn copied(pages: usize, took: Duration, now: Instant) -> Self {
+        Self { pages, copied: pages, rests_until: Some(now + took * REST) }
+    }
+
     fn is_to_be_copied(&self, somebody_waits: bool, now: Instant) -> bool {
         let pages = self.pages - self.copied;
         if !somebody_waits {
             return pages >= WORTH_COPYING;
         }
-        let is_rested = |at| now.duration_since(at) >= self.took * TIME_SHARE;
-        pages >= PAGES_LIMIT || pages >= PAGES_MAX && self.copied_at.is_none_or(is_rested)
+        pages >= PAGES_LIMIT || pages >= PAGES_MAX && self.rests_until.is_none_or(|end| now >= end)
     }
 }
 
@@ -69,9 +72,7 @@ pub(super) fn copy_log(db: &Connection) {
     if let Err(error) = copied {
         log::debug!(target: "webhookctl::store", "{error}");
     }
-    let pages = LOG.get().pages;
-    let now = Instant::now();
-    LOG.set(Log { pages, copied: pages, copied_at: Some(now), took: now - started });
+    LOG.set(Log::copied(LOG.get().pages, started.elapsed(), Instant::now()));
 }
 
 #[cfg(test)]
@@ -83,7 +84,7 @@ mod tests {
         const MS: Duration = Duration::from_millis(1);
         let copied_at = Instant::now();
         let is_due = |pages: usize, somebody_waits, rested| {
-            let log = Log { pages: 5000 + pages, copied: 5000, copied_at: Some(copied_at), took: 10 * MS };
+            let log = Log { pages: 5000 + pages, ..Log::copied(5000, 10 * MS, copied_at) };
             log.is_to_be_copied(somebody_waits, copied_at + rested)
         };
         assert!(!is_due(1023, false, 1000 * MS) && is_due(1024, false, MS), "nobody waits");
