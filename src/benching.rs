@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::clock::Timestamp;
 use crate::epay::{CallbackFields, Credentials, Notification, SignedCallback, Unverified, encode};
-use crate::order::OrderStatus;
+use crate::order::{OrderStatus, PaymentState};
 use crate::secret::Secret;
 use crate::settlement::{Claim, LatePolicy, Outcome, Payable, Policy, decide};
 use crate::store;
@@ -40,7 +40,7 @@ impl Default for Callback {
 impl Callback {
     /// From bytes to something that may be believed.
     pub fn verify(&self) -> bool {
-        self.notification().paid
+        self.notification().payment == PaymentState::Paid
     }
 
     fn notification(&self) -> Notification {
@@ -61,11 +61,14 @@ impl Default for Case {
         let claim = Claim::from(Callback::default().notification());
         let order = Payable {
             merchant: claim.merchant.clone(),
-            amount: claim.amount,
+            amount: claim.amount.expect("it is readable"),
             param: None,
             expires_at: Timestamp::from_ms(NOW_MS + 1),
             stored_status: OrderStatus::Pending,
             trade_no: None,
+            settled_by: None,
+            paid_outside: false,
+            hold: None,
         };
         Self { claim, order }
     }
@@ -74,7 +77,7 @@ impl Default for Case {
 impl Case {
     /// The decision.
     pub fn decide(&self) -> bool {
-        let policy = Policy { late: LatePolicy::Credit, is_proof: true };
+        let policy = Policy { late: LatePolicy::Credit, can_ask: false };
         let decision = decide(&self.claim, Some(&self.order), false, policy, Timestamp::from_ms(NOW_MS));
         decision.outcome == Outcome::Settled
     }

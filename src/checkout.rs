@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rust_i18n::t;
 
 use crate::clock::Timestamp;
-use crate::config::{Config, Current, Merchant, Package, PayPageSource};
+use crate::config::{Config, Current, Merchant, Package, PayPageSource, faults_of_gateway_text};
 use crate::epay::client::{PayTarget, Payable};
 use crate::gateways::Gateways;
 use crate::language::Language;
@@ -192,6 +192,11 @@ pub(crate) fn creation(wish: Wish, config: &Config, now: Timestamp) -> Result<Cr
             (amount, credits, name, None)
         }
     };
+    for (field, text) in [("name", Some(&name)), ("param", wish.param.as_ref())] {
+        if let Some(fault) = text.and_then(|text| faults_of_gateway_text(text).into_iter().next()) {
+            return Err(CheckoutError::Impossible(format!("{field} `{}`: {fault}", text.map_or("", |text| text))));
+        }
+    }
     let ask_after_s = config.reconcile.schedule_s.first().filter(|_| merchant.gateway_url.is_some());
     let order = NewOrder {
         order_no: OrderNo::generate(now),

@@ -14,7 +14,7 @@ use tokio::time::timeout_at;
 use crate::clock::Timestamp;
 use crate::config::Current;
 use crate::epay::client::{Answer, Gateway, GatewayError, Verdict};
-use crate::order::Order;
+use crate::order::{Hold, Order};
 use crate::outbox::{NoticeKind, Notices};
 use crate::outgoing::Client;
 use crate::store::{Answered, Cause, Store};
@@ -48,6 +48,9 @@ pub(crate) enum AskError {
     /// The gateway gave no answer to go by.
     #[error("{0}")]
     Gateway(#[from] GatewayError),
+    /// The answer could not be stored, and is therefore not acted on.
+    #[error("not_stored")]
+    NotStored,
 }
 
 impl Gateways {
@@ -87,6 +90,27 @@ impl Gateways {
         cause: Cause,
         patience: Duration,
     ) -> Result<(Verdict, Answer), AskError> {
+        self.ask_about(order, None, cause, patience).await
+    }
+
+    /// Asks about one payment of an order, by the gateway's number of it.
+    pub(crate) async fn ask_about_payment(
+        &self,
+        order: &Order,
+        trade_no: &str,
+        cause: Cause,
+        patience: Duration,
+    ) -> Result<(Verdict, Answer), AskError> {
+        self.ask_about(order, Some(trade_no), cause, patience).await
+    }
+
+    async fn ask_about(
+        &self,
+        order: &Order,
+        payment: Option<&str>,
+        cause: Cause,
+        patience: Duration,
+    ) -> Result<(Verdict, Answer), AskError> {
         let terms = &order.terms;
         let deadline = Instant::now() + patience;
         let gateway = self.of(&terms.merchant).ok_or(AskError::NoGateway)?;
@@ -94,7 +118,7 @@ impl Gateways {
         let _permit = limit.enter(cause, self.rates(), deadline).await.ok_or(AskError::Busy)?;
         let left = deadline.saturating_duration_since(Instant::now());
         let asked_at = Timestamp::now();
-        let answer = gateway.query_within(&terms.order_no, left).await;
+        let answer = gateway.query_within(&terms.order_no, payment, left).await;
         limit.heard(answer.as_ref().err());
         if let Err(error @ (GatewayError::Refused { .. } | GatewayError::Unverified)) = &answer {
             // Most likely a wrong key, which only a person can set right.
@@ -102,21 +126,39 @@ impl Gateways {
             log::warn!("{text}");
             self.notices.tell(NoticeKind::GatewayRefused, &text);
         }
-        let answer = answer.map(|answer| (answer.verdict(&terms.merchant, &terms.order_no, terms.amount), answer));
-        self.keep(order, cause, asked_at, &answer).await;
+        let answer = answer.map(|answer| {
+            let verdict = match answer.verdict(&terms.merchant, &terms.order_no) {
+                Verdict::Paid { trade_no, .. } | Verdict::Refunded { trade_no, .. }
+                    if payment.is_some_and(|asked| asked != trade_no) =>
+                {
+                    Verdict::Contradicts("trade_no")
+                }
+                verdict => verdict,
+            };
+            (verdict, answer)
+        });
+        self.keep(order, cause, asked_at, &answer).await?;
         Ok(answer?)
     }
 
-    async fn keep(&self, order: &Order, cause: Cause, at: Timestamp, answer: &Result<(Verdict, Answer), GatewayError>) {
+    async fn keep(
+        &self,
+        order: &Order,
+        cause: Cause,
+        at: Timestamp,
+        answer: &Result<(Verdict, Answer), GatewayError>,
+    ) -> Result<(), AskError> {
         let (word, detail) = match answer {
             Ok((verdict, answer)) => (name_of(verdict), String::from_utf8_lossy(&answer.body).into_owned()),
             Err(GatewayError::UnknownOrder) => ("unknown_order".into(), String::new()),
             Err(error) => ("no_answer".into(), error.to_string()),
         };
-        let answered = Answered { order_no: order.terms.order_no.to_string(), at, cause, answer: word, detail };
-        if let Err(error) = self.store.keep_answer(answered).await {
-            log::debug!("{error}");
-        }
+        let hold = answer.as_ref().ok().and_then(|(verdict, _)| hold_of(verdict));
+        let answered = Answered { order_no: order.terms.order_no.to_string(), at, cause, answer: word, detail, hold };
+        self.store.keep_answer(answered).await.map_err(|error| {
+            log::warn!("{error}");
+            AskError::NotStored
+        })
     }
 
     /// Concurrency and questions in a minute.
@@ -128,6 +170,16 @@ impl Gateways {
     fn limit(&self, pid: &str) -> Arc<Limit> {
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(limits.entry(pid.to_owned()).or_insert_with(|| Arc::new(Limit::new())))
+    }
+}
+
+/// Why callbacks alone no longer settle an order of which the gateway says this.
+fn hold_of(verdict: &Verdict) -> Option<Hold> {
+    match verdict {
+        Verdict::Frozen => Some(Hold::Frozen),
+        Verdict::PreAuthorised => Some(Hold::PreAuthorised),
+        Verdict::Refunded { .. } => Some(Hold::Refunded),
+        Verdict::Paid { .. } | Verdict::Unpaid | Verdict::Unknown(_) | Verdict::Contradicts(_) => None,
     }
 }
 
@@ -185,7 +237,7 @@ impl Limit {
 
     /// Waits for a place, till the deadline.
     async fn enter(&self, cause: Cause, rates: (usize, u32), deadline: Instant) -> Option<Place<'_>> {
-        if matches!(cause, Cause::Notify | Cause::Refund) {
+        if matches!(cause, Cause::Notify | Cause::Refund | Cause::Manual) {
             let permit = timeout_at(deadline.into(), self.notify.acquire()).await.ok()?.ok()?;
             return Some(Place::Notify(permit));
         }

@@ -28,6 +28,7 @@ mod gateways;
 mod language;
 mod logging;
 mod manager;
+mod manual;
 mod money;
 mod named;
 mod order;

@@ -91,6 +91,53 @@ named_enum! {
 }
 
 named_enum! {
+    /// Why an order is in review. The names are part of the public contract.
+    ReviewReason {
+        /// Another amount was paid, or one that cannot be read.
+        Amount = "amount",
+        /// The money came after the order had expired, and late money is reviewed.
+        Late = "late",
+        /// The money came after the order had been called off.
+        Cancelled = "cancelled",
+        /// `param` came back different from the one that was sent.
+        Param = "param",
+        /// The notification has no payment number.
+        NoTradeNo = "no_trade_no",
+        /// The gateway says that the payment was refunded.
+        Refunded = "refunded",
+        /// The order is older than the books, and no gateway can be asked about it.
+        TooOld = "too_old",
+    }
+}
+
+named_enum! {
+    /// Why a callback alone does not settle an unpaid order.
+    Hold {
+        /// The gateway holds the money back.
+        Frozen = "frozen",
+        /// The buyer's money is reserved at the gateway, and not paid yet.
+        PreAuthorised = "pre_authorised",
+        /// The gateway has given the money back.
+        Refunded = "refunded",
+        /// The books come from a backup: the order may have been settled after the backup was made.
+        Restored = "restored",
+    }
+}
+
+/// The state of a payment, as a gateway tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PaymentState {
+    /// Paid.
+    Paid,
+    /// Not paid.
+    Unpaid,
+    /// The gateway has given the money back.
+    Refunded,
+    /// Not said, or in a word that is not known.
+    Unclear,
+}
+
+named_enum! {
     /// What a payment page is.
     PayKind {
         /// A page to open in a browser.
@@ -153,12 +200,39 @@ pub struct Order {
     pub settled_by: Option<SettledBy>,
     /// When it was settled.
     pub paid_at: Option<Timestamp>,
+    /// A person settled it because the money came by another way than the gateway: no payment of the gateway is this order's.
+    pub paid_outside: bool,
+    /// Why it is in review, or was last.
+    pub review_reason: Option<ReviewReason>,
+    /// Why a callback alone does not settle it.
+    pub hold: Option<Hold>,
 }
 
 impl Order {
+    /// An order that has just been created.
+    pub fn new(terms: NewOrder) -> Self {
+        Self {
+            terms,
+            pay_page: None,
+            stored_status: OrderStatus::Pending,
+            trade_no: None,
+            settled_by: None,
+            paid_at: None,
+            paid_outside: false,
+            review_reason: None,
+            hold: None,
+        }
+    }
+
     /// Its status at the time `now`: a pending order expires by the clock alone, so that nothing has to run for it.
     pub fn status(&self, now: Timestamp) -> OrderStatus {
         self.stored_status.at(now, self.terms.expires_at)
+    }
+
+    /// Where the buyer can pay; none once paying would be a mistake: money for such an order needs a person.
+    pub fn open_pay_page(&self, now: Timestamp) -> Option<&PayPage> {
+        let is_open = matches!(self.status(now), OrderStatus::Pending | OrderStatus::Expired);
+        self.pay_page.as_ref().filter(|_| is_open)
     }
 
     /// The order as `--json` shows it, with its status at the time `now`.
@@ -171,7 +245,8 @@ impl Order {
             order_no: &self.terms.order_no,
             package: self.terms.package.as_deref(),
             paid_at: self.paid_at,
-            pay_url: self.pay_page.as_ref().map(|page| page.url.as_str()),
+            pay_url: self.open_pay_page(now).map(|page| page.url.as_str()),
+            review_reason: self.review_reason.filter(|_| self.stored_status == OrderStatus::Review),
             settled_by: self.settled_by,
             status: self.status(now),
             telegram_id: self.terms.telegram_id,
@@ -192,8 +267,10 @@ pub struct OrderView<'a> {
     pub order_no: &'a OrderNo,
     pub package: Option<&'a str>,
     pub paid_at: Option<Timestamp>,
-    /// Where the buyer pays; none where no gateway gave a payment page.
+    /// Where the buyer pays; none where no gateway gave a payment page, or the order cannot be paid any more.
     pub pay_url: Option<&'a str>,
+    /// Why the order is in review; none where it is not.
+    pub review_reason: Option<ReviewReason>,
     pub settled_by: Option<SettledBy>,
     pub status: OrderStatus,
     pub telegram_id: i64,

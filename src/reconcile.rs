@@ -13,11 +13,11 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Timestamp;
-use crate::config::{Config, Current};
+use crate::config::{Config, Current, Merchant};
 use crate::epay::client::{Answer, GatewayError, Verdict};
 use crate::gateways::{AskError, Gateways, name_of};
-use crate::order::{Order, SettledBy};
-use crate::settlement::{Claim, LatePolicy, Outcome, Policy};
+use crate::order::{Order, PaymentState, SettledBy};
+use crate::settlement::{Claim, ClaimProof, Outcome, Policy};
 use crate::store::{Cause, Question, Receipt, Settle, Store, StoreError};
 
 const TARGET: &str = "webhookctl::reconcile";
@@ -52,6 +52,8 @@ pub(crate) struct Reconciler {
 pub(crate) enum Finding {
     /// The gateway says paid, and this is what the store made of it.
     Paid(Outcome),
+    /// The gateway says that the payment was refunded, and this is what the store made of it.
+    Refunded(Outcome),
     /// The gateway says paid, and nothing was to be changed.
     WouldSettle,
     /// Not paid (yet); the verdict in a word.
@@ -67,6 +69,7 @@ impl Finding {
     pub(crate) fn name(&self) -> String {
         match self {
             Self::Paid(outcome) => outcome.name().into(),
+            Self::Refunded(_) => "refunded".into(),
             Self::WouldSettle => "paid".into(),
             Self::NotPaid(verdict) => verdict.clone(),
             Self::Contradicts(field) => format!("contradicts_{field}"),
@@ -129,7 +132,7 @@ impl Reconciler {
         let finding = self.ask_and_settle(&question.order, Cause::Reconcile, QUESTION_TIMEOUT).await;
         let (now, created_at) = (Timestamp::now(), question.order.terms.created_at);
         let next = match finding {
-            Ok(Finding::Paid(_)) => None,
+            Ok(Finding::Paid(_) | Finding::Refunded(_)) => None,
             // Its turn has not come: the gateway was not even asked.
             Ok(Finding::NoAnswer(AskError::Busy)) => Some((question.step, now.plus_seconds(1))),
             Ok(Finding::NoAnswer(_) | Finding::Contradicts(_)) | Err(_) => {
@@ -153,25 +156,40 @@ impl Reconciler {
         cause: Cause,
         patience: Duration,
     ) -> Result<Finding, StoreError> {
-        match self.ask(order, cause, patience).await {
-            Ok((trade_no, answer)) => self.settle(order, trade_no, answer).await.map(Finding::Paid),
-            Err(finding) => Ok(finding),
+        let (verdict, answer) = match self.ask(order, cause, patience).await {
+            Ok(answered) => answered,
+            Err(finding) => return Ok(finding),
+        };
+        let policy = self.policy(order);
+        match Settle::by_answer(order, &verdict, answer, policy, Timestamp::now()) {
+            Some(settle) => {
+                let outcome = self.settle(settle).await?;
+                let is_refunded = matches!(verdict, Verdict::Refunded { .. });
+                Ok(if is_refunded { Finding::Refunded(outcome) } else { Finding::Paid(outcome) })
+            }
+            None => Ok(Finding::NotPaid(name_of(&verdict))),
         }
     }
 
-    /// Asks about an order: the payment's number with the answer that vouches for it, or why there is none.
-    async fn ask(&self, order: &Order, cause: Cause, patience: Duration) -> Result<(String, Answer), Finding> {
+    fn policy(&self, order: &Order) -> Policy {
+        let config = self.config.load();
+        Policy {
+            late: config.orders.late,
+            can_ask: config.merchant(&order.terms.merchant).is_some_and(Merchant::can_be_asked),
+        }
+    }
+
+    /// Asks about an order: what the gateway says that may be believed, or why there is nothing.
+    async fn ask(&self, order: &Order, cause: Cause, patience: Duration) -> Result<(Verdict, Answer), Finding> {
         let order_no = &order.terms.order_no;
         match self.gateways.ask(order, cause, patience).await {
-            Ok((Verdict::Paid { trade_no }, answer)) => Ok((trade_no, answer)),
             Ok((Verdict::Contradicts(field), _)) => {
                 log::warn!(target: TARGET, "{}", t!("log.gateway_contradicts", order = order_no, field = field));
                 Err(Finding::Contradicts(field))
             }
-            Ok((verdict, _)) => {
-                let verdict = name_of(&verdict);
-                log::debug!(target: TARGET, "{order_no}: {verdict}");
-                Err(Finding::NotPaid(verdict))
+            Ok(answered) => {
+                log::debug!(target: TARGET, "{order_no}: {}", name_of(&answered.0));
+                Ok(answered)
             }
             Err(AskError::Gateway(GatewayError::UnknownOrder)) => Err(Finding::NotPaid("unknown_order".into())),
             Err(error) => {
@@ -181,26 +199,21 @@ impl Reconciler {
         }
     }
 
-    async fn settle(&self, order: &Order, trade_no: String, answer: Answer) -> Result<Outcome, StoreError> {
-        let terms = &order.terms;
-        let late = self.config.load().orders.late;
-        let settle = proven(order, trade_no.clone(), answer, late, Timestamp::now());
-        let settlement = self.store.settle(settle).await?;
-        let (outcome, order_no) = (settlement.outcome, &terms.order_no);
-        if let Some(credited) = settlement.credited {
-            let (user, credits) = (credited.telegram_id, credited.credits);
-            let rest = t!("log.credited", user = user, credits = credits);
-            log::info!(
-                target: TARGET, "{}",
-                t!("log.reconciled", outcome = outcome, order = order_no, trade = trade_no, rest = rest)
-            );
-        } else {
-            let rest = format!("pid={}", terms.merchant);
-            log::warn!(
-                target: TARGET, "{}",
-                t!("log.reconciled", outcome = outcome, order = order_no, trade = trade_no, rest = rest)
-            );
-        }
+    async fn settle(&self, settle: Settle) -> Result<Outcome, StoreError> {
+        let settle = Arc::new(settle);
+        let settlement = self.store.settle(Arc::clone(&settle)).await?;
+        let (outcome, claim) = (settlement.outcome, &settle.claim);
+        let (level, rest) = match settlement.credited {
+            Some(credited) => {
+                let (user, credits) = (credited.telegram_id, credited.credits);
+                (log::Level::Info, t!("log.credited", user = user, credits = credits).into_owned())
+            }
+            None => (log::Level::Warn, format!("pid={}", claim.merchant)),
+        };
+        log::log!(
+            target: TARGET, level, "{}",
+            t!("log.reconciled", outcome = outcome, order = claim.order_no, trade = claim.trade_no(), rest = rest)
+        );
         Ok(outcome)
     }
 
@@ -234,25 +247,43 @@ impl Reconciler {
         if !dry_run {
             return self.ask_and_settle(order, Cause::Reconcile, patience).await;
         }
-        Ok(self.ask(order, Cause::Reconcile, patience).await.map_or_else(|finding| finding, |_| Finding::WouldSettle))
+        Ok(match self.ask(order, Cause::Reconcile, patience).await {
+            Ok((Verdict::Paid { .. }, _)) => Finding::WouldSettle,
+            Ok((verdict, _)) => Finding::NotPaid(name_of(&verdict)),
+            Err(finding) => finding,
+        })
     }
 }
 
-/// What settles an order by its gateway's word.
-pub(crate) fn proven(order: &Order, trade_no: String, answer: Answer, late: LatePolicy, now: Timestamp) -> Settle {
-    let terms = &order.terms;
-    Settle {
-        claim: Claim {
-            merchant: terms.merchant.clone(),
-            order_no: terms.order_no.to_string(),
-            trade_no,
-            amount: terms.amount,
-            paid: true,
-            param: answer.param,
-        },
-        source: SettledBy::Reconcile,
-        policy: Policy { late, is_proof: true },
-        receipt: Receipt { received_at: now, client: None, method: "query", payload: answer.body.into() },
+impl Settle {
+    /// The claim that a gateway's answer makes; `None` where it says nothing of a payment that came.
+    pub(crate) fn by_answer(
+        order: &Order,
+        verdict: &Verdict,
+        answer: Answer,
+        policy: Policy,
+        now: Timestamp,
+    ) -> Option<Self> {
+        let (payment, trade_no, amount) = match verdict {
+            Verdict::Paid { trade_no, amount } => (PaymentState::Paid, trade_no, *amount),
+            Verdict::Refunded { trade_no, amount } => (PaymentState::Refunded, trade_no, *amount),
+            _ => return None,
+        };
+        let terms = &order.terms;
+        Some(Self {
+            claim: Claim {
+                merchant: terms.merchant.clone(),
+                order_no: terms.order_no.to_string(),
+                trade_no: Some(trade_no.clone()),
+                amount: Some(amount),
+                payment,
+                param: answer.param,
+                proof: ClaimProof::Gateway,
+            },
+            source: SettledBy::Reconcile,
+            policy,
+            receipt: Receipt { received_at: now, client: None, method: "query", payload: answer.body.into() },
+        })
     }
 }
 

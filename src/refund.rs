@@ -133,7 +133,8 @@ async fn is_refunded(gateways: &Gateways, gateway: &Gateway, order: &Order) -> R
         return Ok(true);
     }
     match gateways.ask(order, Cause::Refund, QUESTION_TIMEOUT).await {
-        Ok((Verdict::Refunded { .. }, _)) => Ok(true),
+        Ok((Verdict::Refunded { amount, .. }, _)) if amount == order.terms.amount => Ok(true),
+        Ok((Verdict::Refunded { .. }, _)) => Err(GatewayError::Contradicts("money").to_string()),
         Ok((Verdict::Contradicts(field), _)) => Err(GatewayError::Contradicts(field).to_string()),
         Ok(_) => Ok(false),
         Err(error) => Err(error.to_string()),

@@ -4,7 +4,7 @@ use crate::clock::Timestamp;
 use crate::epay::{self, Notification};
 use crate::money::Amount;
 use crate::named::named_enum;
-use crate::order::OrderStatus;
+use crate::order::{Hold, OrderStatus, PaymentState, ReviewReason, SettledBy};
 
 named_enum! {
     /// What became of a notification. The names are part of the public contract.
@@ -23,7 +23,7 @@ named_enum! {
         NotPaid = "not_paid",
         /// That merchant has no such order.
         UnknownOrder = "unknown_order",
-        /// The order is settled already, by this very payment.
+        /// The order is settled already by this very payment, or a person settled it and this is the payment they meant.
         Duplicate = "duplicate",
         /// The order is settled already, by another payment: the buyer paid twice.
         PaidAgain = "paid_again",
@@ -59,21 +59,51 @@ impl Outcome {
     }
 }
 
-/// What a source that proved itself says of a payment: a notification, the gateway's answer to a question, a person.
+named_enum! {
+    /// Alerts that do not follow from the outcome alone.
+    Alert {
+        /// A payment became that of an order which a person had settled.
+        Adopted = "adopted",
+        /// A notification has a status that nobody knows, and its gateway cannot be asked what it means.
+        StatusUnclear = "status_unclear",
+    }
+}
+
+/// How a claim is proved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimProof {
+    /// Not yet: the merchant wants the gateway's own word, and it is not there.
+    Missing,
+    /// By the gateway's signature.
+    Signature,
+    /// By the gateway's answer to a question of ours.
+    Gateway,
+}
+
+/// What a gateway says of a payment, by a notification or by an answer.
 #[derive(Clone, Debug)]
 pub struct Claim {
     /// The merchant that the source speaks for.
     pub merchant: String,
     /// The order that is paid.
     pub order_no: String,
-    /// The gateway's number of the payment.
-    pub trade_no: String,
-    /// What was paid.
-    pub amount: Amount,
+    /// The gateway's number of the payment, where it was said.
+    pub trade_no: Option<String>,
+    /// The amount that was paid, where it can be read.
+    pub amount: Option<Amount>,
     /// Whether anything was paid at all.
-    pub paid: bool,
+    pub payment: PaymentState,
     /// What came back as `param`, if anything.
     pub param: Option<String>,
+    /// How it is proved.
+    pub proof: ClaimProof,
+}
+
+impl Claim {
+    /// The payment's number; blank where it was not said.
+    pub fn trade_no(&self) -> &str {
+        self.trade_no.as_deref().unwrap_or_default()
+    }
 }
 
 impl From<Notification> for Claim {
@@ -83,8 +113,9 @@ impl From<Notification> for Claim {
             order_no: notification.out_trade_no,
             trade_no: notification.trade_no,
             amount: notification.money,
-            paid: notification.paid,
+            payment: notification.payment,
             param: notification.param,
+            proof: ClaimProof::Signature,
         }
     }
 }
@@ -99,14 +130,13 @@ named_enum! {
     }
 }
 
-/// What the operator's rules say about a claim.
+/// The operator's rules for a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// What happens to money that comes late.
     pub late: LatePolicy,
-    /// Whether the claim is proof enough to give credits. Where the merchant wants the gateway's own word and it is not
-    /// there yet, it is not.
-    pub is_proof: bool,
+    /// Whether the merchant's gateway can be asked about an order.
+    pub can_ask: bool,
 }
 
 /// What has to be written about the order, in the same transaction as the receipt.
@@ -116,8 +146,10 @@ pub(crate) enum Effect {
     None,
     /// The order is paid: credits, ledger entry and message.
     Settle,
+    /// The order, which a person settled, gets this payment's number.
+    Adopt,
     /// The order goes into review, with a message.
-    Review,
+    Review(ReviewReason),
     /// The gateway is to be asked about the order soon.
     Ask,
 }
@@ -129,6 +161,14 @@ pub(crate) struct Decision {
     pub outcome: Outcome,
     /// What it changes.
     pub effect: Effect,
+    /// What the operator hears of it beside the outcome.
+    pub alert: Option<Alert>,
+}
+
+impl Decision {
+    const fn new(outcome: Outcome, effect: Effect) -> Self {
+        Self { outcome, effect, alert: None }
+    }
 }
 
 /// An order, as far as it matters to a claim on it.
@@ -146,12 +186,31 @@ pub(crate) struct Payable {
     pub stored_status: OrderStatus,
     /// The payment that settled it.
     pub trade_no: Option<String>,
+    /// What settled it.
+    pub settled_by: Option<SettledBy>,
+    /// Whether a person settled it because the money came by another way than the gateway.
+    pub paid_outside: bool,
+    /// Why a callback alone does not settle it.
+    pub hold: Option<Hold>,
 }
 
 impl Payable {
     /// Whether it is paid, or was and is refunded: nothing settles it any more.
     pub(crate) fn is_settled(&self) -> bool {
         matches!(self.stored_status, OrderStatus::Paid | OrderStatus::Refunded)
+    }
+
+    /// Whether it waits for the one payment that a person settled it for.
+    fn adopts(&self) -> bool {
+        self.stored_status == OrderStatus::Paid
+            && self.settled_by == Some(SettledBy::Manual)
+            && self.trade_no.is_none()
+            && !self.paid_outside
+    }
+
+    /// Whether this payment settled it.
+    fn is_settled_by(&self, claim: &Claim) -> bool {
+        self.is_settled() && self.trade_no.is_some() && self.trade_no == claim.trade_no
     }
 }
 
@@ -166,51 +225,94 @@ pub(crate) fn decide(
     policy: Policy,
     now: Timestamp,
 ) -> Decision {
-    let no_effect = |outcome| Decision { outcome, effect: Effect::None };
-    if !claim.paid {
-        return no_effect(Outcome::NotPaid);
-    }
-    let Some(order) = order.filter(|order| order.merchant == claim.merchant) else {
-        return no_effect(Outcome::UnknownOrder);
-    };
-    if is_foreign_param(order.param.as_deref(), claim.param.as_deref()) {
-        return no_effect(Outcome::Malformed);
-    }
-    if order.is_settled() {
-        return no_effect(if order.trade_no.as_deref() == Some(&claim.trade_no) {
-            Outcome::Duplicate
-        } else {
-            Outcome::PaidAgain
-        });
-    }
-    if trade_used {
-        return no_effect(Outcome::TradeReused);
-    }
-    let status = order.stored_status.at(now, order.expires_at);
-    let review = |outcome| Decision {
-        outcome,
-        effect: if status == OrderStatus::Review { Effect::None } else { Effect::Review },
-    };
-    if claim.amount != order.amount {
-        return review(Outcome::AmountMismatch);
-    }
-    let payable = match status {
-        OrderStatus::Pending => true,
-        OrderStatus::Expired => policy.late == LatePolicy::Credit,
-        OrderStatus::Review | OrderStatus::Cancelled | OrderStatus::Paid | OrderStatus::Refunded => false,
-    };
-    match (payable, policy.is_proof) {
-        (false, _) => review(Outcome::Held),
-        (true, false) => Decision { outcome: Outcome::Unconfirmed, effect: Effect::Ask },
-        (true, true) => Decision { outcome: Outcome::Settled, effect: Effect::Settle },
+    let own = order.filter(|order| order.merchant == claim.merchant);
+    match (claim.payment, own) {
+        (PaymentState::Unpaid, _) => Decision::new(Outcome::NotPaid, Effect::None),
+        (PaymentState::Unclear, order) => decide_unclear(order, policy),
+        (PaymentState::Paid | PaymentState::Refunded, None) => Decision::new(Outcome::UnknownOrder, Effect::None),
+        (PaymentState::Paid, Some(order)) if order.is_settled_by(claim) => {
+            Decision::new(Outcome::Duplicate, Effect::None)
+        }
+        // A notification that is no proof yet must change nothing: anybody may have made it.
+        (PaymentState::Paid, Some(_)) if claim.proof == ClaimProof::Missing => {
+            Decision::new(Outcome::Unconfirmed, Effect::Ask)
+        }
+        (PaymentState::Paid, Some(order)) if order.is_settled() => decide_settled(claim, order, trade_used),
+        // The money is back where it came from, so a settled order is none of its business.
+        (PaymentState::Refunded, Some(order)) if order.is_settled() => Decision::new(Outcome::NotPaid, Effect::None),
+        (PaymentState::Paid | PaymentState::Refunded, Some(order)) => {
+            decide_unsettled(claim, order, trade_used, policy, now)
+        }
     }
 }
 
-/// Whether a `param` came back that is not the one that was sent, HTML-escaped or not.
+/// A verified notification whose status says neither paid nor unpaid.
+fn decide_unclear(order: Option<&Payable>, policy: Policy) -> Decision {
+    match order {
+        Some(order) if !order.is_settled() && policy.can_ask => Decision::new(Outcome::NotPaid, Effect::Ask),
+        Some(order) if !order.is_settled() => {
+            Decision { alert: Some(Alert::StatusUnclear), ..Decision::new(Outcome::Unconfirmed, Effect::None) }
+        }
+        _ => Decision::new(Outcome::NotPaid, Effect::None),
+    }
+}
+
+/// A proved payment of an order that another payment, or a person, has settled.
+fn decide_settled(claim: &Claim, order: &Payable, trade_used: bool) -> Decision {
+    if trade_used {
+        return Decision::new(Outcome::TradeReused, Effect::None);
+    }
+    if order.adopts() && claim.trade_no.is_some() && claim.amount == Some(order.amount) {
+        return Decision { alert: Some(Alert::Adopted), ..Decision::new(Outcome::Duplicate, Effect::Adopt) };
+    }
+    Decision::new(Outcome::PaidAgain, Effect::None)
+}
+
+fn decide_unsettled(claim: &Claim, order: &Payable, trade_used: bool, policy: Policy, now: Timestamp) -> Decision {
+    let needs_the_gateways_word =
+        order.hold.is_some_and(|hold| hold != Hold::Refunded) && claim.proof != ClaimProof::Gateway;
+    if needs_the_gateways_word && policy.can_ask {
+        return Decision::new(Outcome::Unconfirmed, Effect::Ask);
+    }
+    if trade_used {
+        return Decision::new(Outcome::TradeReused, Effect::None);
+    }
+    let status = order.stored_status.at(now, order.expires_at);
+    let review = |outcome, reason| {
+        let effect = if status == OrderStatus::Review { Effect::None } else { Effect::Review(reason) };
+        Decision::new(outcome, effect)
+    };
+    let held = |reason| review(Outcome::Held, reason);
+    if claim.payment == PaymentState::Refunded || order.hold == Some(Hold::Refunded) {
+        return held(ReviewReason::Refunded);
+    }
+    if claim.amount != Some(order.amount) {
+        return review(Outcome::AmountMismatch, ReviewReason::Amount);
+    }
+    match status {
+        OrderStatus::Cancelled => return held(ReviewReason::Cancelled),
+        OrderStatus::Expired if policy.late == LatePolicy::Review => return held(ReviewReason::Late),
+        // A later payment for an order in review: the reason stays the first one.
+        OrderStatus::Review => return Decision::new(Outcome::Held, Effect::None),
+        OrderStatus::Pending | OrderStatus::Expired | OrderStatus::Paid | OrderStatus::Refunded => {}
+    }
+    if is_foreign_param(order.param.as_deref(), claim.param.as_deref()) {
+        return held(ReviewReason::Param);
+    }
+    if claim.trade_no.is_none() {
+        return held(ReviewReason::NoTradeNo);
+    }
+    if needs_the_gateways_word {
+        return held(ReviewReason::TooOld);
+    }
+    Decision::new(Outcome::Settled, Effect::Settle)
+}
+
+/// Whether a `param` came back that is not the one that was sent, however the gateway escaped it.
 ///
 /// An order for which none was sent makes no promise about what a gateway adds on its own.
 fn is_foreign_param(sent: Option<&str>, received: Option<&str>) -> bool {
-    sent.zip(received).is_some_and(|(sent, received)| sent != received && sent != epay::unescape(received))
+    sent.zip(received).is_some_and(|(sent, received)| !epay::is_sent_text(sent, received))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::clock::Timestamp;
 use crate::config::{CREDITS_MAX, faults_of_gateway_text};
 use crate::language::Language;
 use crate::money::Amount;
-use crate::order::{Order, OrderNo, OrderStatus, OrderView, PayKind, SettledBy};
+use crate::order::{Order, OrderNo, OrderStatus, OrderView, PayKind, ReviewReason, SettledBy};
 use crate::store::Idempotency;
 
 /// What a creation asks for, with its keys in alphabetical order and its defaults filled in.
@@ -56,6 +56,7 @@ struct ShownOrder<'a> {
     /// Only in the answer to a creation.
     #[serde(skip_serializing_if = "Option::is_none")]
     remark: Option<Remark<'a>>,
+    review_reason: Option<ReviewReason>,
     settled_by: Option<SettledBy>,
     status: OrderStatus,
     telegram_id: i64,
@@ -105,7 +106,7 @@ impl Api {
     pub(super) async fn qr_code(&self, order_no: &str) -> Result<Response, Problem> {
         let order = self.order(order_no).await?;
         let no_code = |detail| Problem::new(StatusCode::NOT_FOUND, "no_qr_code", detail);
-        let page = order.pay_page.ok_or_else(|| no_code(t!("api.no_pay_link")))?;
+        let page = order.open_pay_page(Timestamp::now()).ok_or_else(|| no_code(t!("api.no_pay_link")))?;
         let png = qr::png(&page.url).ok_or_else(|| no_code(t!("api.no_qr_code")))?;
         Ok(respond(StatusCode::OK, "image/png", png))
     }
@@ -131,6 +132,7 @@ impl Api {
 }
 
 fn shown<'a>(order: &'a Order, remark: Option<Remark<'a>>) -> ShownOrder<'a> {
+    let now = Timestamp::now();
     // All of them by name: a field that is added to an order's public shape has to be added here.
     let OrderView {
         amount,
@@ -141,12 +143,13 @@ fn shown<'a>(order: &'a Order, remark: Option<Remark<'a>>) -> ShownOrder<'a> {
         package,
         paid_at,
         pay_url,
+        review_reason,
         settled_by,
         status,
         telegram_id,
         trade_no,
         payment_type,
-    } = order.view(Timestamp::now());
+    } = order.view(now);
     ShownOrder {
         amount,
         created_at,
@@ -155,10 +158,11 @@ fn shown<'a>(order: &'a Order, remark: Option<Remark<'a>>) -> ShownOrder<'a> {
         order_no,
         package,
         paid_at,
-        pay_kind: order.pay_page.as_ref().map(|page| page.kind),
+        pay_kind: order.open_pay_page(now).map(|page| page.kind),
         pay_url,
         qr: pay_url.map(|text| Qr { text }),
         remark,
+        review_reason,
         settled_by,
         status,
         telegram_id,

@@ -89,6 +89,7 @@ impl Report {
         for (order_no, finding) in &self.orders {
             let what = match finding {
                 Finding::Paid(outcome) => t!("reconcile.paid", outcome = outcome),
+                Finding::Refunded(outcome) => t!("reconcile.refunded", outcome = outcome),
                 Finding::WouldSettle => t!("reconcile.would_settle"),
                 Finding::Contradicts(field) => t!("reconcile.contradicts", field = field),
                 Finding::NoAnswer(error) => t!("reconcile.no_answer", cause = error),
@@ -104,7 +105,7 @@ impl Report {
     fn exit(&self) -> Exit {
         let found = |finding: &Finding| match finding {
             Finding::Paid(outcome) => *outcome != Outcome::Duplicate,
-            Finding::WouldSettle | Finding::Contradicts(_) => true,
+            Finding::Refunded(_) | Finding::WouldSettle | Finding::Contradicts(_) => true,
             _ => false,
         };
         if self.orders.iter().any(|(_, finding)| found(finding)) {

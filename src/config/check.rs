@@ -259,7 +259,7 @@ impl Check<'_> {
         let gateway_url = self.url(&key("gateway_url"), written.gateway_url, true);
         let notify_url = self.url(&key("notify_url"), written.notify_url, false);
         let return_url = self.url(&key("return_url"), written.return_url, false);
-        let can_ask = gateway_url.is_some() && !matches!(&credentials, Credentials::V2 { private_key: None, .. });
+        let can_ask = super::can_be_asked(gateway_url.as_deref(), &credentials);
         let proof = self.proof(&key("proof"), &written.proof, can_ask)?;
         let query_above = match written.query_above {
             Some(amount) => self.query_above(&key("query_above"), &amount, proof),
@@ -359,7 +359,11 @@ impl Check<'_> {
         if id.is_empty() || !id.bytes().all(id_byte) {
             return self.error("package.id", t!("config.bad_package_id", id = id));
         }
-        for fault in faults_of_gateway_text(&written.name) {
+        let fatal = fatal_faults_of_gateway_text(&written.name);
+        if fatal.is_empty() {
+            faults_of_gateway_text(&written.name).into_iter().for_each(|fault| self.warn(&key("name"), fault));
+        }
+        for fault in fatal {
             self.error::<()>(&key("name"), fault);
         }
         if !(1..=CREDITS_MAX).contains(&written.credits) {
@@ -430,13 +434,29 @@ impl Check<'_> {
     }
 }
 
-/// What is wrong with a product name or `param` that is to be sent to a gateway.
+/// The reasons why a product name or `param` must not be sent to a gateway.
 pub(crate) fn faults_of_gateway_text(text: &str) -> Vec<String> {
-    let forbidden = epay::forbidden_char(text)
-        .map(|forbidden| t!("config.name_forbidden", char = forbidden.escape_default()).into_owned());
+    let mut faults = fatal_faults_of_gateway_text(text);
+    if faults.is_empty() {
+        faults.extend(
+            epay::forbidden_char(text).map(|c| t!("config.name_comes_back_changed", char = shown_char(c)).into_owned()),
+        );
+    }
+    faults
+}
+
+/// Those of them that make a configuration unusable. Others only keep the package from being sold.
+fn fatal_faults_of_gateway_text(text: &str) -> Vec<String> {
+    let ambiguous = text.chars().find(|&c| epay::is_ambiguous(c));
+    let ambiguous = ambiguous.map(|c| t!("config.name_forbidden", char = shown_char(c)).into_owned());
     let is_short_and_visible = !text.trim().is_empty() && text.len() <= NAME_BYTES_MAX;
     let length = (!is_short_and_visible).then(|| t!("config.name_length", max = NAME_BYTES_MAX).into_owned());
-    forbidden.into_iter().chain(length).collect()
+    ambiguous.into_iter().chain(length).collect()
+}
+
+/// A character as a person can see it: by its number where it is blank or a control character.
+fn shown_char(c: char) -> String {
+    if c.is_control() || c.is_whitespace() { format!("U+{:04X}", u32::from(c)) } else { c.to_string() }
 }
 
 /// The gateway's base URL: that of its page, such as `https://pay.example.com/submit.php`, without the page.

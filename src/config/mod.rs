@@ -197,6 +197,17 @@ pub struct Merchant {
     pub sandbox: bool,
 }
 
+impl Merchant {
+    /// Whether its gateway can be asked about an order.
+    pub fn can_be_asked(&self) -> bool {
+        can_be_asked(self.gateway_url.as_deref(), &self.credentials)
+    }
+}
+
+fn can_be_asked(gateway_url: Option<&str>, credentials: &Credentials) -> bool {
+    gateway_url.is_some() && !matches!(credentials, Credentials::V2 { private_key: None, .. })
+}
+
 named_enum! {
     /// How a gateway signs.
     Protocol {

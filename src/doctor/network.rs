@@ -38,7 +38,7 @@ pub(super) async fn gateway(client: Client, merchant: Merchant) -> (Check, Optio
         return (check(State::Skipped, &t!("doctor.no_private_key")), None);
     };
     let order_no = OrderNo::generate(Timestamp::now());
-    let (answer, offset) = tokio::join!(gateway.query_within(&order_no, TIMEOUT), offset_ms(&client, url));
+    let (answer, offset) = tokio::join!(gateway.query_within(&order_no, None, TIMEOUT), offset_ms(&client, url));
     let check = match answer {
         Err(GatewayError::UnknownOrder) => check(State::Fine, &t!("doctor.gateway_fine")),
         Ok(_) => check(State::Problem, &t!("doctor.gateway_knows_all")),

@@ -47,9 +47,6 @@ pub(crate) enum Malformed {
     /// A required field that is absent or blank.
     #[error("missing_field {0}")]
     MissingField(&'static str),
-    /// Money that is not a decimal number of whole fen.
-    #[error("bad_money")]
-    BadMoney,
 }
 
 impl<'a> Form<'a> {

@@ -7,6 +7,7 @@ use super::rsa::{PlatformKey, PrivateKey};
 use super::sign::verify_md5;
 use crate::clock::Timestamp;
 use crate::money::Amount;
+use crate::order::PaymentState;
 use crate::secret::Secret;
 
 /// How far a V2 timestamp may be from our clock, either way.
@@ -39,7 +40,6 @@ pub enum Credentials {
 #[derive(Clone, Debug)]
 pub(crate) struct Unverified<'a> {
     form: Form<'a>,
-    money: Amount,
 }
 
 /// Why a notification that can be read is not believed.
@@ -60,12 +60,12 @@ pub struct Notification {
     pub pid: String,
     /// Our number of the order.
     pub out_trade_no: String,
-    /// The gateway's number of the payment.
-    pub trade_no: String,
-    /// What was paid.
-    pub money: Amount,
-    /// Whether `trade_status` is `TRADE_SUCCESS`: nothing else means that money came.
-    pub paid: bool,
+    /// The gateway's number of the payment; `None` where it is absent or blank.
+    pub trade_no: Option<String>,
+    /// The amount paid; `None` where it is absent, or no decimal number of whole fen.
+    pub money: Option<Amount>,
+    /// What `trade_status` says: `TRADE_SUCCESS` and nothing else means that money came.
+    pub payment: PaymentState,
     /// What we sent as `param`, as it came back (perhaps HTML-escaped); `None` where it is blank.
     pub param: Option<String>,
     /// Whether it was signed with the merchant's previous key.
@@ -76,11 +76,10 @@ impl<'a> Unverified<'a> {
     /// Reads a notification from a query string or a form body.
     pub(crate) fn parse(encoded: &'a [u8]) -> Result<Self, Malformed> {
         let form = Form::parse(encoded)?;
-        for field in ["pid", "trade_no", "out_trade_no", "trade_status", "sign"] {
+        for field in ["pid", "out_trade_no", "sign"] {
             form.require(field)?;
         }
-        let money = Amount::parse_received(form.require("money")?).map_err(|_| Malformed::BadMoney)?;
-        Ok(Self { form, money })
+        Ok(Self { form })
     }
 
     /// The merchant whose notification this claims to be.
@@ -93,11 +92,6 @@ impl<'a> Unverified<'a> {
         self.field("out_trade_no")
     }
 
-    /// The payment's number that this claims.
-    pub(crate) fn trade_no(&self) -> &str {
-        self.field("trade_no")
-    }
-
     /// Checks the signature (and, for V2, the age at the time `now`) by the credentials of the merchant that `pid` names.
     pub(crate) fn verify(&self, credentials: &Credentials, now: Timestamp) -> Result<Notification, VerifyError> {
         let by_previous_key = self.signed_by_previous_key(credentials).ok_or(VerifyError::BadSignature)?;
@@ -107,11 +101,10 @@ impl<'a> Unverified<'a> {
         Ok(Notification {
             pid: self.pid().to_owned(),
             out_trade_no: self.out_trade_no().to_owned(),
-            trade_no: self.trade_no().to_owned(),
-            money: self.money,
-            paid: self.field("trade_status") == "TRADE_SUCCESS",
-            // A blank one may have been added by anybody: one dialect leaves it out of what is signed.
-            param: Some(self.field("param")).filter(|param| !is_blank(param)).map(str::to_owned),
+            trade_no: self.said("trade_no").map(str::to_owned),
+            money: self.said("money").and_then(|money| Amount::parse_received(money).ok()),
+            payment: payment_state(self.said("trade_status")),
+            param: self.said("param").map(str::to_owned),
             by_previous_key,
         })
     }
@@ -138,9 +131,25 @@ impl<'a> Unverified<'a> {
         }
     }
 
+    /// A field's value, where it is not blank. A blank field may have been added by anybody: one dialect does not sign it.
+    fn said(&self, key: &str) -> Option<&str> {
+        self.form.get(key).filter(|value| !is_blank(value))
+    }
+
     /// A field's value; the required ones are there since [`Unverified::parse`], any other is empty where it is absent.
     fn field(&self, key: &str) -> &str {
         self.form.get(key).unwrap_or_default()
+    }
+}
+
+/// What a `trade_status` says. The words for "not paid" are those that gateways are known to send to a `notify_url`.
+fn payment_state(trade_status: Option<&str>) -> PaymentState {
+    match trade_status {
+        Some("TRADE_SUCCESS") => PaymentState::Paid,
+        Some("WAIT_BUYER_PAY" | "TRADE_CLOSED" | "TRADE_REFUND" | "REFUND_SUCCESS" | "SETTLEMENT_SUCCESS") => {
+            PaymentState::Unpaid
+        }
+        _ => PaymentState::Unclear,
     }
 }
 

@@ -117,7 +117,11 @@ fn created(order: &Order) -> Event {
 fn received(receipt: &KeptReceipt, diagnosis: Option<&Diagnosis>) -> Event {
     let said = || String::from_utf8_lossy(&receipt.payload).into_owned();
     let outcome = Outcome::from_name(&receipt.outcome);
-    let what = outcome.map_or_else(|| receipt.outcome.clone(), |outcome| t!(format!("outcome.{outcome}")).into_owned());
+    let what = match (receipt.alert, outcome) {
+        (Some(alert), _) => t!(format!("explain.alert_{alert}")).into_owned(),
+        (None, Some(outcome)) => t!(format!("outcome.{outcome}")).into_owned(),
+        (None, None) => receipt.outcome.clone(),
+    };
     let (kind, text, details) = match receipt.source.as_str() {
         "manual" => {
             let text = t!(format!("explain.by_hand_{}", receipt.outcome)).into_owned();

@@ -7,7 +7,7 @@ use crate::clock::Timestamp;
 use crate::config::Config;
 use crate::epay::Diagnosis;
 use crate::named::named_enum;
-use crate::order::{Order, OrderStatus};
+use crate::order::{Hold, Order, OrderStatus, ReviewReason};
 use crate::settlement::Outcome;
 use crate::store::{Channel, DeliveryState, KeptReceipt, News, RefundState, Story};
 
@@ -36,6 +36,8 @@ named_enum! {
         ReviewAmount = "review_amount",
         /// In review, because a person wanted to look first.
         ReviewHeld = "review_held",
+        /// Unpaid: the gateway holds the money back, or has only reserved it.
+        OnHold = "on_hold",
         /// Unpaid: notifications came, and the gateway has yet to confirm them.
         Unconfirmed = "unconfirmed",
         /// Unpaid: what came was signed wrongly.
@@ -104,6 +106,11 @@ impl Verdict {
                     credits = terms.credits,
                     at = paid_at,
                     pid = terms.merchant,
+                    why = t!(match (code, order.review_reason, order.hold) {
+                        (VerdictCode::ReviewHeld, Some(reason), _) => format!("review_reason.{reason}"),
+                        (VerdictCode::OnHold, _, Some(hold)) => format!("hold.{hold}"),
+                        _ => "review_reason.unknown".into(),
+                    }),
                     trades = again(story).collect::<Vec<_>>().join(", ")
                 )
             }
@@ -151,7 +158,11 @@ fn code_of(
         OrderStatus::Cancelled => VerdictCode::Cancelled,
         OrderStatus::Review => {
             let has = |outcome: &str| story.receipts.iter().any(|receipt| receipt.outcome == outcome);
-            if has("amount_mismatch") { VerdictCode::ReviewAmount } else { VerdictCode::ReviewHeld }
+            match order.review_reason {
+                Some(ReviewReason::Amount) => VerdictCode::ReviewAmount,
+                None if has("amount_mismatch") => VerdictCode::ReviewAmount,
+                _ => VerdictCode::ReviewHeld,
+            }
         }
         OrderStatus::Pending | OrderStatus::Expired => unpaid(story, order, diagnoses, config),
     }
@@ -176,6 +187,9 @@ fn paid(story: &Story) -> VerdictCode {
 }
 
 fn unpaid(story: &Story, order: &Order, diagnoses: &[Option<Diagnosis>], config: &Config) -> VerdictCode {
+    if matches!(order.hold, Some(Hold::Frozen | Hold::PreAuthorised)) {
+        return VerdictCode::OnHold;
+    }
     let newest = story.receipts.first().map(|receipt| receipt.outcome.as_str());
     match newest {
         Some("unconfirmed") => return VerdictCode::Unconfirmed,

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::backoff::Backoff;
 use super::buyers::BAD_TOKEN_PAUSE;
 use crate::config::Current;
+use crate::money::Amount;
 use crate::named::named_enum;
 use crate::outgoing::excerpt;
 use crate::store::{Store, StoreError, Trouble};
@@ -220,9 +221,15 @@ impl Watch {
 impl Report {
     fn text(&self) -> String {
         let mut lines = vec![t!("notice.title").into_owned()];
-        for Trouble { outcome, count, order_no } in &self.trouble {
+        for Trouble { kind, count, order_no, due, paid } in &self.trouble {
             let order = excerpt(order_no, DETAIL_CHARS_TOLD);
-            lines.push(t!(format!("notice.{outcome}"), count = count, order = order).into_owned());
+            let mut line = t!(format!("notice.{kind}"), count = count, order = order).into_owned();
+            let amount = |amount: &Option<Amount>| amount.map_or_else(|| "?".to_owned(), |amount| amount.to_string());
+            line.push_str(&match due {
+                Some(_) => t!("notice.due_and_paid", due = amount(due), paid = amount(paid)),
+                None => t!("notice.paid", paid = amount(paid)),
+            });
+            lines.push(line);
         }
         for (kind, Notice { count, detail }) in &self.notices {
             lines.push(t!(format!("notice.{kind}"), count = count, detail = detail).into_owned());
@@ -255,17 +262,22 @@ mod tests {
 
     #[test]
     fn every_kind_of_trouble_has_a_text() {
-        let outcomes = ["amount_mismatch", "held", "paid_again", "trade_reused", "unknown_order"];
-        let trouble = |outcome: &str| Trouble { outcome: outcome.to_owned(), count: 3, order_no: "ORDER\n1".into() };
+        let kinds =
+            ["adopted", "amount_mismatch", "held", "paid_again", "status_unclear", "trade_reused", "unknown_order"];
+        let due = Amount::from_fen(3600);
+        let paid = Amount::from_fen(360);
+        let trouble = |kind: &str| Trouble { kind: kind.to_owned(), count: 3, order_no: "ORDER\n1".into(), due, paid };
         let notice = Notice { count: 2, detail: "a detail".into() };
         let report = Report {
             until: 1,
-            trouble: outcomes.map(trouble).into(),
+            trouble: kinds.map(trouble).into(),
             notices: NoticeKind::ALL.iter().map(|kind| (*kind, notice.clone())).collect(),
         };
         let text = report.text();
         assert!(!text.contains("notice."), "{text}");
-        assert_eq!(text.lines().count(), 2 + outcomes.len() + NoticeKind::ALL.len(), "{text}");
-        assert_eq!(text.matches("ORDER\\n1").count(), outcomes.len(), "{text}");
+        assert_eq!(text.lines().count(), 2 + kinds.len() + NoticeKind::ALL.len(), "{text}");
+        assert_eq!(text.matches("ORDER\\n1").count(), kinds.len(), "{text}");
+        assert_eq!(text.matches("36.00").count(), kinds.len(), "{text}");
+        assert_eq!(text.matches("3.60").count(), kinds.len(), "{text}");
     }
 }

@@ -66,8 +66,8 @@ impl NotificationLog {
         if outcome != Outcome::Settled && !self.has_room_for(outcome) {
             return;
         }
-        let [pid, order, trade] = [&claim.merchant, &claim.order_no, &claim.trade_no].map(|field| shortened(field));
-        let amount = claim.amount;
+        let [pid, order, trade] = [&claim.merchant, &claim.order_no, claim.trade_no()].map(shortened);
+        let amount = claim.amount.map_or_else(|| "?".to_owned(), |amount| amount.to_string());
         let (credited, order_amount) = match settled {
             Ok(settlement) => (settlement.credited, settlement.order_amount),
             Err(error) => {
@@ -82,7 +82,6 @@ impl NotificationLog {
         };
         let what = match (outcome, order_amount) {
             (Outcome::AmountMismatch, Some(expected)) => format!("{outcome} {amount} != {expected}"),
-            (Outcome::Malformed, _) => format!("{outcome} foreign_param"),
             _ => outcome.to_string(),
         };
         let rest = if let Some(Credited { telegram_id: user, credits }) = credited {

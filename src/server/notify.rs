@@ -17,13 +17,14 @@ use super::limits::Forgers;
 use super::notification_log::{NotificationLog, Refused, shortened};
 use super::{Response, read_body, text};
 use crate::clock::Timestamp;
-use crate::config::{Current, Merchant, Proof};
+use crate::config::{Current, Proof};
 use crate::epay::client::Verdict;
 use crate::epay::{self, Malformed, Notification, Unverified, VerifyError};
 use crate::explain::diagnosis_text;
 use crate::gateways::Gateways;
-use crate::order::{OrderStatus, SettledBy};
-use crate::settlement::{Claim, Outcome, Policy};
+use crate::money::Amount;
+use crate::order::{PaymentState, SettledBy};
+use crate::settlement::{Claim, ClaimProof, Outcome, Policy};
 use crate::store::{Cause, Receipt, Rejection, Settle, Store, StoreError};
 
 pub(crate) const PATH: &str = "/payment/notify";
@@ -55,10 +56,12 @@ pub(crate) struct Notify {
     late: TaskTracker,
 }
 
-/// A notification that is to be believed, with what its merchant wants beside its signature.
+/// A notification that is to be believed, with its merchant's rules as they were when it came.
 struct Believed {
     notification: Notification,
     proof: Proof,
+    query_above: Option<Amount>,
+    policy: Policy,
 }
 
 /// Why a notification is not to be believed.
@@ -134,7 +137,12 @@ impl Notify {
         if notification.by_previous_key {
             self.log.previous_key(&notification.pid);
         }
-        Ok(Believed { proof: needed_proof(merchant, &notification), notification })
+        Ok(Believed {
+            notification,
+            proof: merchant.proof,
+            query_above: merchant.query_above,
+            policy: Policy { late: config.orders.late, can_ask: merchant.can_be_asked() },
+        })
     }
 
     /// Where callbacks are only hints, even one that proves nothing has its order asked about soon: one gateway signs in a way
@@ -159,14 +167,14 @@ impl Notify {
     }
 
     async fn settle(&self, believed: Believed, receipt: Receipt, client: IpAddr) -> Outcome {
-        let Believed { notification, proof } = believed;
+        let Believed { notification, proof, query_above, policy } = believed;
         let mut claim = Claim::from(notification);
-        let late = self.config.load().orders.late;
         let mut settling = Box::pin({
             let (store, gateways, log) = (self.store.clone(), Arc::clone(&self.gateways), Arc::clone(&self.log));
             async move {
-                let is_proof = proof == Proof::Signature || is_confirmed(&mut claim, proof, &store, &gateways).await;
-                let policy = Policy { late, is_proof };
+                if proof != Proof::Signature {
+                    confirm(&mut claim, proof, query_above, &store, &gateways).await;
+                }
                 let settle = Arc::new(Settle { claim, source: SettledBy::Notify, policy, receipt });
                 let settled = store.settle(Arc::clone(&settle)).await;
                 let outcome = match &settled {
@@ -227,34 +235,47 @@ impl Notify {
     }
 }
 
-/// What this notification needs: below the merchant's limit, its signature is enough.
-fn needed_proof(merchant: &Merchant, notification: &Notification) -> Proof {
-    match (merchant.proof, merchant.query_above) {
-        (Proof::SignatureAndQuery, Some(limit)) if notification.money <= limit => Proof::Signature,
-        (proof, _) => proof,
-    }
-}
-
-/// Whether the gateway itself says that the order is paid, with the same merchant, order and money.
+/// Asks the gateway itself about the payment that a notification claims, where the merchant's rules want that.
 ///
-/// It is asked only where its word can change something: all else the store decides by what it has. Where callbacks are only
-/// hints, the payment's number is the one that the gateway answers with.
-async fn is_confirmed(claim: &mut Claim, proof: Proof, store: &Store, gateways: &Gateways) -> bool {
+/// The claim then says what the gateway says, and is without proof where the gateway does not say that the order is paid.
+async fn confirm(claim: &mut Claim, proof: Proof, query_above: Option<Amount>, store: &Store, gateways: &Gateways) {
+    if claim.payment != PaymentState::Paid {
+        return;
+    }
     let order = match store.order(&claim.order_no).await {
         Ok(Some(order)) if order.terms.merchant == claim.merchant => order,
-        _ => return false,
-    };
-    let is_payable = order.stored_status == OrderStatus::Pending && order.terms.amount == claim.amount;
-    if !claim.paid || !is_payable {
-        return false;
-    }
-    match gateways.ask(&order, Cause::Notify, QUESTION_TIMEOUT).await {
-        Ok((Verdict::Paid { trade_no }, _)) => {
-            if proof == Proof::Query {
-                claim.trade_no = trade_no;
-            }
-            true
+        // There is no order to ask about, and nothing that a settlement could change.
+        Ok(_) => return,
+        Err(_) => {
+            claim.proof = ClaimProof::Missing;
+            return;
         }
-        _ => false,
+    };
+    let is_small = |limit: Amount| claim.amount.is_some_and(|amount| amount.max(order.terms.amount) <= limit);
+    if proof == Proof::SignatureAndQuery && query_above.is_some_and(is_small) {
+        return;
+    }
+    let answer = match (&claim.trade_no, order.paid_at) {
+        (Some(trade_no), Some(_)) if order.trade_no.as_ref() == Some(trade_no) => return,
+        // The order's own answer would be about the payment that settled it.
+        (Some(trade_no), Some(_)) => {
+            gateways.ask_about_payment(&order, trade_no, Cause::Notify, QUESTION_TIMEOUT).await
+        }
+        (_, _) => gateways.ask(&order, Cause::Notify, QUESTION_TIMEOUT).await,
+    };
+    let (payment, trade_no, amount) = match answer {
+        Ok((Verdict::Paid { trade_no, amount }, _)) => (PaymentState::Paid, trade_no, amount),
+        Ok((Verdict::Refunded { trade_no, amount }, _)) => (PaymentState::Refunded, trade_no, amount),
+        _ => {
+            claim.proof = ClaimProof::Missing;
+            return;
+        }
+    };
+    claim.payment = payment;
+    claim.trade_no = Some(trade_no);
+    claim.proof = ClaimProof::Gateway;
+    // Where the signature has to prove as well, both amounts have to be the order's.
+    if proof == Proof::Query || claim.amount == Some(order.terms.amount) {
+        claim.amount = Some(amount);
     }
 }

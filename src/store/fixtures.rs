@@ -3,8 +3,8 @@
 use super::{Receipt, Settle};
 use crate::clock::Timestamp;
 use crate::money::Amount;
-use crate::order::{NewOrder, SettledBy};
-use crate::settlement::{Claim, LatePolicy, Policy};
+use crate::order::{NewOrder, PaymentState, SettledBy};
+use crate::settlement::{Claim, ClaimProof, LatePolicy, Policy};
 
 /// 36.00 yuan for 70 credits, for half an hour from `created_at`.
 pub(crate) fn order(order_no: &str, telegram_id: i64, created_at: Timestamp) -> NewOrder {
@@ -29,13 +29,14 @@ pub(crate) fn paid(order_no: &str, trade_no: &str, at: Timestamp) -> Settle {
         claim: Claim {
             merchant: "1002".into(),
             order_no: order_no.into(),
-            trade_no: trade_no.into(),
-            amount: Amount::from_fen(3600).expect("a price"),
-            paid: true,
+            trade_no: Some(trade_no.into()),
+            amount: Some(Amount::from_fen(3600).expect("a price")),
+            payment: PaymentState::Paid,
             param: None,
+            proof: ClaimProof::Signature,
         },
         source: SettledBy::Notify,
-        policy: Policy { late: LatePolicy::Credit, is_proof: true },
+        policy: Policy { late: LatePolicy::Credit, can_ask: false },
         receipt: receipt(at),
     }
 }

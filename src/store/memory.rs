@@ -3,16 +3,21 @@
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use super::{Store, StoreError};
+use crate::money::Amount;
 
-/// Receipts that a person should hear of, by outcome.
+/// Receipts that a person should hear of, by kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Trouble {
-    /// The outcome's name.
-    pub outcome: String,
+    /// The name of the alert: the outcome's, or one of its own.
+    pub kind: String,
     /// How many there were.
     pub count: u32,
     /// The order of the newest of them, as the gateway named it.
     pub order_no: String,
+    /// What that order costs, where it is known here.
+    pub due: Option<Amount>,
+    /// The amount of its payment, where it can be read.
+    pub paid: Option<Amount>,
 }
 
 impl Store {
@@ -53,15 +58,19 @@ impl Store {
 }
 
 fn trouble(db: &Connection, after: i64, until: i64) -> rusqlite::Result<Vec<Trouble>> {
-    // The bare column is that of the row with the greatest id: SQLite promises so beside max().
+    // Bare columns are those of the row with the greatest id: SQLite promises so beside max().
     db.prepare_cached(
-        "SELECT outcome, count(*), order_no, max(id) FROM receipts
-         WHERE id > :after AND id <= :until
-             AND outcome IN ('amount_mismatch', 'held', 'paid_again', 'trade_reused', 'unknown_order')
-         GROUP BY outcome ORDER BY outcome",
+        "SELECT coalesce(alert, outcome) AS kind, count(*), receipts.order_no, orders.amount_fen, receipts.amount_fen,
+             max(receipts.id)
+         FROM receipts LEFT JOIN orders ON orders.id = receipts.order_id
+         WHERE receipts.id > :after AND receipts.id <= :until
+             AND (alert IS NOT NULL
+                  OR outcome IN ('amount_mismatch', 'held', 'paid_again', 'trade_reused', 'unknown_order'))
+         GROUP BY kind ORDER BY kind",
     )?
     .query_map(named_params! { ":after": after, ":until": until }, |row| {
-        Ok(Trouble { outcome: row.get(0)?, count: row.get(1)?, order_no: row.get(2)? })
+        let amount = |column| row.get::<_, Option<i64>>(column).map(|fen| fen.and_then(Amount::from_fen));
+        Ok(Trouble { kind: row.get(0)?, count: row.get(1)?, order_no: row.get(2)?, due: amount(3)?, paid: amount(4)? })
     })?
     .collect()
 }

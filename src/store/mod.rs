@@ -60,7 +60,7 @@ pub(crate) use outbox::{Attempt, Channel, Delivery, DeliveryFilter, DeliveryStat
 use queue::{PushError, Queue};
 use readers::Readers;
 pub(crate) use reconciliation::{Answered, Cause, Question};
-pub(crate) use refunds::{ByHand, Refund, RefundState};
+pub(crate) use refunds::{ByHand, PaymentOfDecision, Refund, RefundState};
 use settle::Claimed;
 pub(crate) use story::{KeptAnswer, KeptReceipt, Story};
 use writer::Job;
@@ -131,6 +131,13 @@ pub enum StoreError {
         /// The order that it settled.
         order_no: String,
     },
+    /// Proved payments wait, and the person has to name the one that the order is settled for.
+    ChoosePayment {
+        /// The order.
+        order_no: String,
+        /// The payments.
+        trade_nos: Vec<String>,
+    },
     /// The order was not paid more than once, or that is acknowledged already.
     NotPaidAgain(String),
     /// A request with this key came before, and asked for something else.
@@ -176,6 +183,9 @@ impl fmt::Display for StoreError {
             }
             Self::TradeReused { trade_no, order_no } => {
                 t!("store.trade_reused", trade = trade_no, order = order_no)
+            }
+            Self::ChoosePayment { order_no, trade_nos } => {
+                t!("store.choose_payment", order = order_no, trades = trade_nos.join(", "))
             }
             Self::NotPaidAgain(order_no) => t!("store.not_paid_again", order = order_no),
             Self::KeyReused => t!("store.key_reused"),

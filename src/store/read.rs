@@ -5,12 +5,13 @@ use rusqlite::{Connection, OptionalExtension, Row, ToSql, named_params, types::T
 use super::{LedgerEntry, OrderFilter};
 use crate::clock::Timestamp;
 use crate::money::Amount;
-use crate::order::{NewOrder, Order, OrderNo, OrderStatus, PayKind, PayPage, SettledBy, User};
+use crate::order::{Hold, NewOrder, Order, OrderNo, OrderStatus, PayKind, PayPage, ReviewReason, SettledBy, User};
 
 pub(super) const ORDER_COLUMNS: &str = "id, order_no, merchant, telegram_id, package, name, type, amount_fen, credits, param, \
-                             created_at_ms, expires_at_ms, status, trade_no, settled_by, paid_at_ms, pay_kind, pay_url";
+                             created_at_ms, expires_at_ms, status, trade_no, settled_by, paid_at_ms, pay_kind, pay_url, \
+                             paid_outside, review_reason, hold";
 /// How many these are.
-pub(super) const ORDER_COLUMNS_COUNT: usize = 18;
+pub(super) const ORDER_COLUMNS_COUNT: usize = 21;
 
 /// A value that no version of this program writes.
 #[derive(Debug, thiserror::Error)]
@@ -21,13 +22,15 @@ pub(super) fn expect<T>(column: usize, value: Option<T>) -> rusqlite::Result<T> 
     value.ok_or_else(|| rusqlite::Error::FromSqlConversionFailure(column, Type::Null, Box::new(Unexpected)))
 }
 
+/// A value that is stored by its name, or NULL.
+pub(super) fn named<T>(row: &Row, column: usize, from_name: impl Fn(&str) -> Option<T>) -> rusqlite::Result<Option<T>> {
+    let name = row.get_ref(column)?.as_str_or_null()?;
+    name.map(|name| expect(column, from_name(name))).transpose()
+}
+
 pub(super) fn order_of(row: &Row) -> rusqlite::Result<(i64, Order)> {
     let timestamp = |column: usize| row.get(column).map(Timestamp::from_ms);
     let text = |column: usize| row.get_ref(column)?.as_str().map_err(rusqlite::Error::from);
-    let settled_by = match row.get_ref(14)?.as_str_or_null()? {
-        Some(name) => Some(expect(14, SettledBy::from_name(name))?),
-        None => None,
-    };
     let paid_at: Option<i64> = row.get(15)?;
     let pay_page = match (row.get_ref(16)?.as_str_or_null()?, row.get(17)?) {
         (Some(kind), Some(url)) => Some(PayPage { kind: expect(16, PayKind::from_name(kind))?, url }),
@@ -50,8 +53,11 @@ pub(super) fn order_of(row: &Row) -> rusqlite::Result<(i64, Order)> {
         pay_page,
         stored_status: expect(12, OrderStatus::from_name(text(12)?))?,
         trade_no: row.get(13)?,
-        settled_by,
+        settled_by: named(row, 14, SettledBy::from_name)?,
         paid_at: paid_at.map(Timestamp::from_ms),
+        paid_outside: row.get(18)?,
+        review_reason: named(row, 19, ReviewReason::from_name)?,
+        hold: named(row, 20, Hold::from_name)?,
     };
     Ok((row.get(0)?, order))
 }

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 use super::{Store, StoreError, read};
 use crate::clock::Timestamp;
 use crate::named::named_enum;
-use crate::order::{Order, OrderStatus};
+use crate::order::{Hold, Order, OrderStatus};
 
 /// How long after an unconfirmed notification its order is asked about at the earliest: whoever sends it again and again must not
 /// make us ask again and again.
@@ -24,6 +24,8 @@ named_enum! {
         Return = "return",
         /// A refund.
         Refund = "refund",
+        /// A person who is about to settle the order.
+        Manual = "manual",
     }
 }
 
@@ -49,6 +51,8 @@ pub(crate) struct Answered {
     pub answer: String,
     /// As much more of it as is worth keeping, without any secret.
     pub detail: String,
+    /// Why callbacks alone no longer settle the order.
+    pub hold: Option<Hold>,
 }
 
 impl Store {
@@ -88,7 +92,7 @@ impl Store {
         .await
     }
 
-    /// Keeps an answer.
+    /// Keeps an answer; an unpaid order is on hold from then on where the answer says so.
     pub(crate) async fn keep_answer(&self, answered: Answered) -> Result<(), StoreError> {
         self.write(move |db| keep_answer(db, &answered)).await
     }
@@ -152,7 +156,8 @@ fn due_questions(
     for row in due {
         let (order_id, step): (i64, u32) = row?;
         let order = read::order_by_id(db, order_id)?;
-        if order.stored_status == OrderStatus::Pending {
+        // Money for an order that was called off is a person's to give back, and they have to hear of it.
+        if matches!(order.stored_status, OrderStatus::Pending | OrderStatus::Cancelled) {
             open.push(Question { order, step });
         } else {
             done.push(order_id);
@@ -193,7 +198,23 @@ fn keep_answer(db: &Connection, answered: &Answered) -> Result<(), StoreError> {
     if let Some(order_id) = order_id {
         db.prepare_cached("INSERT INTO answers (order_id, asked_at_ms, cause, answer, detail) VALUES (?, ?, ?, ?, ?)")?
             .execute(params![order_id, answered.at.ms(), answered.cause.name(), answered.answer, detail])?;
+        if let Some(hold) = answered.hold {
+            db.prepare_cached("UPDATE orders SET hold = ? WHERE id = ? AND paid_at_ms IS NULL")?
+                .execute(params![hold.name(), order_id])?;
+        }
     }
+    Ok(())
+}
+
+/// After a restore: each unpaid order needs its gateway's own word, and is asked about at once.
+pub(super) fn hold_unpaid(db: &Connection, now: Timestamp) -> rusqlite::Result<()> {
+    db.execute("UPDATE orders SET hold = 'restored' WHERE status IN ('pending', 'cancelled') AND hold IS NULL", [])?;
+    db.execute(
+        "INSERT INTO reconciliation (order_id, merchant, due_at_ms)
+         SELECT id, merchant, ?1 FROM orders WHERE status = 'pending'
+         ON CONFLICT (order_id) DO UPDATE SET due_at_ms = min(due_at_ms, excluded.due_at_ms)",
+        [now.ms()],
+    )?;
     Ok(())
 }
 

@@ -3,15 +3,18 @@
 //! A refund is written down before the gateway is asked, because the answer may never come: `requested` says that it may have
 //! been asked, and only `done` moves credits, in the transaction that says so.
 
+use std::collections::BTreeSet;
+
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use super::ledger::{self, Entry};
 use super::outbox::{self, News, Tidings};
-use super::{Receipt, Settle, Store, StoreError, read, settle};
+use super::settle::{self, SettleByHand};
+use super::{Store, StoreError, read};
 use crate::clock::Timestamp;
 use crate::named::named_enum;
-use crate::order::{Order, OrderStatus, SettledBy};
-use crate::settlement::{Claim, LatePolicy, Policy};
+use crate::order::{Order, OrderStatus};
+use crate::settlement::Outcome;
 
 named_enum! {
     /// How far a refund has come.
@@ -49,6 +52,17 @@ pub(crate) struct ByHand {
     pub reason: String,
     /// When.
     pub at: Timestamp,
+}
+
+/// What is known of the payment for which a person settles an order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PaymentOfDecision {
+    /// The payment that the gateway has just called paid.
+    pub proved: Option<String>,
+    /// The number that the person typed: it chooses among proved payments, and is a note where there is none.
+    pub typed: Option<String>,
+    /// The money came by another way than the gateway.
+    pub paid_outside: bool,
 }
 
 impl Store {
@@ -98,10 +112,14 @@ impl Store {
         self.read(move |db| refund(db, &order_no)).await
     }
 
-    /// Settles an order by a person's decision: as paid by `trade_no`, else by the payment that put it into review, if any.
-    pub(crate) async fn settle_by_hand(&self, decision: ByHand, trade_no: Option<String>) -> Result<Order, StoreError> {
+    /// Settles an order by a person's decision: as paid by the one proved payment that waits, if any. Others become `paid_again`.
+    pub(crate) async fn settle_by_hand(
+        &self,
+        decision: ByHand,
+        payment: PaymentOfDecision,
+    ) -> Result<Order, StoreError> {
         let tells_bot = self.tells_bot();
-        let order = self.write(move |db| settle_by_hand(db, &decision, trade_no, tells_bot)).await?;
+        let order = self.write(move |db| settle_by_hand(db, &decision, payment, tells_bot)).await?;
         self.outbox_grew();
         Ok(order)
     }
@@ -206,7 +224,7 @@ fn finish(
 fn settle_by_hand(
     db: &Connection,
     decision: &ByHand,
-    trade_no: Option<String>,
+    payment: PaymentOfDecision,
     tells_bot: bool,
 ) -> Result<Order, StoreError> {
     let (order_id, order) = order_of(db, &decision.order_no)?;
@@ -214,45 +232,55 @@ fn settle_by_hand(
         let status = order.status(decision.at);
         return Err(StoreError::WrongStatus { order_no: decision.order_no.clone(), status });
     }
-    let trade_no = match trade_no {
-        Some(trade_no) => Some(trade_no),
-        None => held_payment(db, order_id)?,
+    let PaymentOfDecision { proved, typed, paid_outside } = payment;
+    let mut waiting = waiting_payments(db, order_id)?;
+    waiting.extend(proved);
+    let known = match (&typed, waiting.len()) {
+        _ if paid_outside => None,
+        (Some(typed), 1..) if waiting.contains(typed) => Some(typed.clone()),
+        (None, 1) => waiting.first().cloned(),
+        (_, 0) => None,
+        (_, _) => {
+            let trade_nos = waiting.into_iter().collect();
+            return Err(StoreError::ChoosePayment { order_no: decision.order_no.clone(), trade_nos });
+        }
     };
-    if let Some(trade_no) = &trade_no
-        && let Some(other) = read::order_settled_by(db, &order.terms.merchant, trade_no)?
-    {
-        return Err(StoreError::TradeReused { trade_no: trade_no.clone(), order_no: other.to_string() });
+    for trade_no in known.iter().chain(&typed) {
+        if let Some(other) = read::order_settled_by(db, &order.terms.merchant, trade_no)? {
+            return Err(StoreError::TradeReused { trade_no: trade_no.clone(), order_no: other.to_string() });
+        }
     }
-    let settle = Settle {
-        claim: Claim {
-            merchant: order.terms.merchant.clone(),
-            order_no: decision.order_no.clone(),
-            trade_no: trade_no.clone().unwrap_or_default(),
-            amount: order.terms.amount,
-            paid: true,
-            param: None,
-        },
-        source: SettledBy::Manual,
-        policy: Policy { late: LatePolicy::Credit, is_proof: true },
-        receipt: Receipt {
-            received_at: decision.at,
-            client: None,
-            method: "manual",
-            payload: decision.reason.clone().into_bytes(),
-        },
+    let note = typed.filter(|typed| known.as_ref() != Some(typed));
+    let reason = match note {
+        Some(typed) => format!("{} [trade_no {typed}]", decision.reason),
+        None => decision.reason.clone(),
     };
-    settle::settle_by_hand(db, order_id, &order.terms, trade_no.as_deref(), &settle, tells_bot)?;
+    settle::settle_by_hand(
+        db,
+        &SettleByHand {
+            order_id,
+            terms: &order.terms,
+            trade_no: known.as_deref(),
+            paid_outside,
+            reason: &reason,
+            at: decision.at,
+            tells_bot,
+        },
+    )?;
+    for other in waiting.iter().filter(|trade_no| known.as_ref() != Some(trade_no)) {
+        note_decision(db, decision, Outcome::PaidAgain.name(), &order, order_id, other)?;
+    }
     Ok(order_of(db, &decision.order_no)?.1)
 }
 
-/// The payment that put an order into review: its notifications are duplicates once the order is settled by hand.
-fn held_payment(db: &Connection, order_id: i64) -> rusqlite::Result<Option<String>> {
+/// The proved payments that wait for a person's decision about their order.
+fn waiting_payments(db: &Connection, order_id: i64) -> rusqlite::Result<BTreeSet<String>> {
     db.prepare_cached(
-        "SELECT trade_no FROM receipts WHERE order_id = ? AND outcome IN ('amount_mismatch', 'held') AND trade_no <> ''
-         ORDER BY id DESC LIMIT 1",
+        "SELECT DISTINCT trade_no FROM receipts
+         WHERE order_id = ? AND outcome IN ('amount_mismatch', 'held') AND trade_no <> ''",
     )?
-    .query_row([order_id], |row| row.get(0))
-    .optional()
+    .query_map([order_id], |row| row.get(0))?
+    .collect()
 }
 
 fn acknowledge(db: &Connection, decision: &ByHand, trade_no: Option<&str>) -> Result<Vec<String>, StoreError> {
@@ -268,13 +296,13 @@ fn acknowledge(db: &Connection, decision: &ByHand, trade_no: Option<&str>) -> Re
         .query_map(named_params! { ":order_id": order_id, ":trade_no": trade_no }, |row| row.get(0))?
         .collect::<Result<_, _>>()?;
     for trade_no in &trades {
-        note(db, decision, "acknowledged", &order, order_id, trade_no)?;
+        note_decision(db, decision, "acknowledged", &order, order_id, trade_no)?;
     }
     if trades.is_empty() { Err(StoreError::NotPaidAgain(decision.order_no.clone())) } else { Ok(trades) }
 }
 
 /// Keeps a person's decision as a receipt of its own.
-fn note(
+fn note_decision(
     db: &Connection,
     decision: &ByHand,
     outcome: &str,
@@ -306,7 +334,7 @@ fn cancel(db: &Connection, decision: &ByHand) -> Result<Order, StoreError> {
     }
     db.prepare_cached("UPDATE orders SET status = 'cancelled' WHERE id = ? AND status IN ('pending', 'review')")?
         .execute([order_id])?;
-    note(db, decision, "cancelled", &order, order_id, "")?;
+    note_decision(db, decision, "cancelled", &order, order_id, "")?;
     order.stored_status = OrderStatus::Cancelled;
     Ok(order)
 }

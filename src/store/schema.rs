@@ -42,10 +42,14 @@ const LEFT_TO_US: [&str; 8] = [
 ];
 
 /// Each element takes the schema one version further; the version is the number of elements applied.
-const MIGRATIONS: [&str; VERSION as usize] =
-    [include_str!("schema.sql"), include_str!("schema_v2.sql"), include_str!("schema_v3.sql")];
+const MIGRATIONS: [&str; VERSION as usize] = [
+    include_str!("schema.sql"),
+    include_str!("schema_v2.sql"),
+    include_str!("schema_v3.sql"),
+    include_str!("schema_v4.sql"),
+];
 /// The newest version of the schema.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 
 /// Opens the database for writing, created and migrated where that is needed.
 pub(super) fn open(path: &Path) -> Result<(Connection, Place), StoreError> {

@@ -15,8 +15,8 @@ use super::outbox::{self, News, Tidings};
 use super::{Credited, Settle, Settlement, StoreError, read, reconciliation};
 use crate::clock::Timestamp;
 use crate::money::Amount;
-use crate::order::{NewOrder, OrderStatus, SettledBy};
-use crate::settlement::{Effect, Outcome, Payable, decide};
+use crate::order::{Hold, NewOrder, OrderStatus, SettledBy};
+use crate::settlement::{Alert, Effect, Outcome, Payable, decide};
 
 /// A claim in the queue.
 #[derive(Debug)]
@@ -56,10 +56,10 @@ fn settle_one<'a>(
     let now = settle.receipt.received_at;
     let order = found.order(&claim.order_no)?;
     let trade_used = match &order {
-        Some(order) if !order.payable.is_settled() => {
+        Some(order) if order.payable.trade_no.is_none() || order.payable.trade_no != claim.trade_no => {
             found.order_settled_by(settle)?.is_some_and(|other| other != order.id)
         }
-        // Nothing can settle it any more.
+        // It is this order's own payment, or there is no order.
         _ => false,
     };
     let decision = decide(claim, order.as_ref().map(|order| &order.payable), trade_used, settle.policy, now);
@@ -72,18 +72,36 @@ fn settle_one<'a>(
         match decision.effect {
             Effect::None => {}
             Effect::Settle => {
-                rows.pay(order.id, order.telegram_id, order.credits, Some(&claim.trade_no), settle.source, now);
+                rows.payments.push(Payment {
+                    order_id: order.id,
+                    trade_no: claim.trade_no.as_deref(),
+                    source: settle.source,
+                    at_ms: now.ms(),
+                    paid_outside: false,
+                });
+                rows.credit(order.id, order.telegram_id, order.credits, now);
                 rows.news.push(Tidings { order_id: order.id, news: News::Settled, tells_bot: *tells_bot, at: now });
                 settled.note(settle);
                 settlement.changed_order = true;
                 settlement.credited = Some(Credited { telegram_id: order.telegram_id, credits: order.credits });
             }
-            Effect::Review => {
+            Effect::Adopt => {
                 let changed = db
                     .prepare_cached(
-                        "UPDATE orders SET status = 'review' WHERE id = ? AND status IN ('pending', 'cancelled')",
+                        "UPDATE orders SET trade_no = ? WHERE id = ? AND status = 'paid' AND settled_by = 'manual'
+                             AND trade_no IS NULL AND paid_outside = 0",
                     )?
-                    .execute([order.id])?;
+                    .execute(params![claim.trade_no, order.id])?;
+                expect_changed(changed)?;
+                settlement.changed_order = true;
+            }
+            Effect::Review(reason) => {
+                let changed = db
+                    .prepare_cached(
+                        "UPDATE orders SET status = 'review', review_reason = ?
+                         WHERE id = ? AND (status = 'pending' OR status = 'cancelled')",
+                    )?
+                    .execute(params![reason.name(), order.id])?;
                 expect_changed(changed)?;
                 rows.news.push(Tidings { order_id: order.id, news: News::Review, tells_bot: *tells_bot, at: now });
                 settlement.changed_order = true;
@@ -91,24 +109,43 @@ fn settle_one<'a>(
             Effect::Ask => reconciliation::ask_soon(db, order.id, &order.payable.merchant, now)?,
         }
     }
-    rows.keep_receipt(settle, decision.outcome, own_order.map(|order| order.id));
+    rows.keep_receipt(settle, decision.outcome, decision.alert, own_order.map(|order| order.id));
     Ok(settlement)
 }
 
+/// An order that a person settles, with what the receipt of that says.
+pub(super) struct SettleByHand<'a> {
+    pub(super) order_id: i64,
+    pub(super) terms: &'a NewOrder,
+    /// The payment that is proved to be the order's.
+    pub(super) trade_no: Option<&'a str>,
+    pub(super) paid_outside: bool,
+    pub(super) reason: &'a str,
+    pub(super) at: Timestamp,
+    pub(super) tells_bot: bool,
+}
+
 /// Pays one order by a person's decision, whatever it is waiting for.
-pub(super) fn settle_by_hand(
-    db: &Connection,
-    order_id: i64,
-    terms: &NewOrder,
-    trade_no: Option<&str>,
-    settle: &Settle,
-    tells_bot: bool,
-) -> Result<(), StoreError> {
-    let now = settle.receipt.received_at;
+pub(super) fn settle_by_hand(db: &Connection, decision: &SettleByHand) -> Result<(), StoreError> {
+    let SettleByHand { order_id, terms, trade_no, paid_outside, reason, at, tells_bot } = *decision;
     let mut rows = Rows::default();
-    rows.pay(order_id, terms.telegram_id, terms.credits, trade_no, settle.source, now);
-    rows.news.push(Tidings { order_id, news: News::Settled, tells_bot, at: now });
-    rows.keep_receipt(settle, Outcome::Settled, Some(order_id));
+    rows.payments.push(Payment { order_id, trade_no, source: SettledBy::Manual, at_ms: at.ms(), paid_outside });
+    rows.credit(order_id, terms.telegram_id, terms.credits, at);
+    rows.news.push(Tidings { order_id, news: News::Settled, tells_bot, at });
+    rows.receipts.push(Kept {
+        received_at_ms: at.ms(),
+        source: SettledBy::Manual.name(),
+        outcome: Outcome::Settled.name(),
+        merchant: &terms.merchant,
+        order_no: terms.order_no.as_str(),
+        trade_no: trade_no.unwrap_or_default(),
+        order_id: Some(order_id),
+        client: None,
+        method: "manual",
+        payload: reason.as_bytes(),
+        amount_fen: None,
+        alert: None,
+    });
     rows.write(db)
 }
 
@@ -122,13 +159,13 @@ struct Settled<'a> {
 impl<'a> Settled<'a> {
     fn note(&mut self, settle: &'a Settle) {
         self.orders.insert(&settle.claim.order_no);
-        self.payments.insert((&settle.claim.merchant, &settle.claim.trade_no));
+        self.payments.insert((&settle.claim.merchant, settle.claim.trade_no()));
     }
 
     fn concerns(&self, settle: &Settle) -> bool {
         let claim = &settle.claim;
         self.orders.contains(claim.order_no.as_str())
-            || self.payments.contains(&(claim.merchant.as_str(), claim.trade_no.as_str()))
+            || self.payments.contains(&(claim.merchant.as_str(), claim.trade_no()))
     }
 }
 
@@ -154,6 +191,9 @@ impl Found {
                 expires_at: Timestamp::from_ms(row.get(6)?),
                 stored_status: read::expect(7, OrderStatus::from_name(status))?,
                 trade_no: row.get(8)?,
+                settled_by: read::named(row, 9, SettledBy::from_name)?,
+                paid_outside: row.get(10)?,
+                hold: read::named(row, 11, Hold::from_name)?,
             },
         })
     }
@@ -169,7 +209,8 @@ impl<'db> Lookups<'db> {
     fn prepare(db: &'db Connection) -> rusqlite::Result<Self> {
         Ok(Self {
             order: db.prepare_cached(
-                "SELECT id, telegram_id, credits, merchant, amount_fen, param, expires_at_ms, status, trade_no
+                "SELECT id, telegram_id, credits, merchant, amount_fen, param, expires_at_ms, status, trade_no,
+                     settled_by, paid_outside, hold
                  FROM orders WHERE order_no = ?",
             )?,
             payment: db.prepare_cached("SELECT id FROM orders WHERE merchant = ? AND trade_no = ?")?,
@@ -181,7 +222,7 @@ impl<'db> Lookups<'db> {
     }
 
     fn order_settled_by(&mut self, settle: &Settle) -> rusqlite::Result<Option<i64>> {
-        self.payment.query_row([&settle.claim.merchant, &settle.claim.trade_no], |row| row.get(0)).optional()
+        self.payment.query_row(params![settle.claim.merchant, settle.claim.trade_no], |row| row.get(0)).optional()
     }
 }
 
@@ -199,6 +240,7 @@ struct Payment<'a> {
     trade_no: Option<&'a str>,
     source: SettledBy,
     at_ms: i64,
+    paid_outside: bool,
 }
 
 struct Kept<'a> {
@@ -212,30 +254,24 @@ struct Kept<'a> {
     client: Option<String>,
     method: &'static str,
     payload: &'a [u8],
+    amount_fen: Option<i64>,
+    alert: Option<&'static str>,
 }
 
 static RECEIPTS: LazyLock<Insert> = LazyLock::new(|| {
     let into = "INSERT INTO receipts \
-                (received_at_ms, source, outcome, merchant, order_no, trade_no, order_id, client, method, payload)";
-    Insert::new(into, "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", "")
+                (received_at_ms, source, outcome, merchant, order_no, trade_no, order_id, client, method, payload, amount_fen, \
+                alert)";
+    Insert::new(into, "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", "")
 });
 
 impl<'a> Rows<'a> {
-    fn pay(
-        &mut self,
-        order_id: i64,
-        telegram_id: i64,
-        credits: i64,
-        trade_no: Option<&'a str>,
-        source: SettledBy,
-        now: Timestamp,
-    ) {
-        self.payments.push(Payment { order_id, trade_no, source, at_ms: now.ms() });
+    fn credit(&mut self, order_id: i64, telegram_id: i64, credits: i64, now: Timestamp) {
         let order_id = Some(order_id);
         self.credits.push(Entry { telegram_id, kind: "order", credits, order_id, reason: None, at: now });
     }
 
-    fn keep_receipt(&mut self, settle: &'a Settle, outcome: Outcome, order_id: Option<i64>) {
+    fn keep_receipt(&mut self, settle: &'a Settle, outcome: Outcome, alert: Option<Alert>, order_id: Option<i64>) {
         let Settle { claim, receipt, .. } = settle;
         self.receipts.push(Kept {
             received_at_ms: receipt.received_at.ms(),
@@ -243,11 +279,13 @@ impl<'a> Rows<'a> {
             outcome: outcome.name(),
             merchant: &claim.merchant,
             order_no: &claim.order_no,
-            trade_no: &claim.trade_no,
+            trade_no: claim.trade_no(),
             order_id,
             client: receipt.client.as_ref().map(IpAddr::to_string),
             method: receipt.method,
             payload: &receipt.payload,
+            amount_fen: claim.amount.map(Amount::fen),
+            alert: alert.map(Alert::name),
         });
     }
 
@@ -267,6 +305,8 @@ impl<'a> Rows<'a> {
                 &row.client,
                 &row.method,
                 &row.payload,
+                &row.amount_fen,
+                &row.alert,
             ]
         })?;
         *self = Self::default();
@@ -279,11 +319,11 @@ fn mark_paid(db: &Connection, payments: &[Payment]) -> Result<(), StoreError> {
         return Ok(());
     }
     let mut update = db.prepare_cached(
-        "UPDATE orders SET status = 'paid', trade_no = ?1, settled_by = ?2, paid_at_ms = ?3
+        "UPDATE orders SET status = 'paid', trade_no = ?1, settled_by = ?2, paid_at_ms = ?3, paid_outside = ?5
          WHERE id = ?4 AND (status = 'pending' OR status = 'review' AND ?2 = 'manual')",
     )?;
-    for Payment { order_id, trade_no, source, at_ms } in payments {
-        expect_changed(update.execute(params![trade_no, source.name(), at_ms, order_id])?)?;
+    for Payment { order_id, trade_no, source, at_ms, paid_outside } in payments {
+        expect_changed(update.execute(params![trade_no, source.name(), at_ms, order_id, paid_outside])?)?;
     }
     Ok(())
 }

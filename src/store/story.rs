@@ -7,6 +7,7 @@ use super::refunds::{self, Refund};
 use super::{LedgerEntry, Store, StoreError, read};
 use crate::clock::Timestamp;
 use crate::order::Order;
+use crate::settlement::Alert;
 
 /// How many rows of a kind are told, the newest: an order that is called back for ever must not fill the memory.
 const ROWS_MAX: u32 = 1000;
@@ -57,6 +58,8 @@ pub(crate) struct KeptReceipt {
     pub payload: Vec<u8>,
     /// Whether that is all of it.
     pub is_whole: bool,
+    /// An alert that does not follow from the outcome.
+    pub alert: Option<Alert>,
 }
 
 /// What a gateway answered, as it is kept.
@@ -104,7 +107,7 @@ fn stories(db: &Connection, number: &str) -> rusqlite::Result<Vec<Story>> {
         .prepare(&format!(
             "{RECEIPTS}, order_id FROM receipts WHERE trade_no = :number OR order_no = :number ORDER BY id DESC LIMIT {ROWS_MAX}"
         ))?
-        .query_map(named_params! { ":number": number }, |row| Ok((receipt_of(row)?, row.get(11)?)))?
+        .query_map(named_params! { ":number": number }, |row| Ok((receipt_of(row)?, row.get(12)?)))?
         .collect::<Result<_, _>>()?;
     let mut order_ids: Vec<i64> = about.iter().filter_map(|(_, order_id)| *order_id).collect();
     order_ids.sort_unstable();
@@ -160,13 +163,13 @@ fn of_order(db: &Connection, (order_id, order): (i64, Order)) -> rusqlite::Resul
 }
 
 const RECEIPTS: &str =
-    "SELECT received_at_ms, source, outcome, '', merchant, order_no, trade_no, client, method, payload, TRUE";
+    "SELECT received_at_ms, source, outcome, '', merchant, order_no, trade_no, client, method, payload, TRUE, alert";
 
 /// There are ten thousand of them at most, so no index is needed.
 fn rejections(db: &Connection, number: &str, trade_no: Option<&str>) -> rusqlite::Result<Vec<KeptReceipt>> {
     db.prepare(&format!(
         "SELECT received_at_ms, 'notify', outcome, reason, coalesce(merchant, ''), coalesce(order_no, ''), coalesce(trade_no, ''),
-             client, method, payload, length(payload) = payload_bytes
+             client, method, payload, length(payload) = payload_bytes, NULL
          FROM rejections WHERE order_no = :number OR trade_no = :number OR trade_no = :trade_no ORDER BY id DESC LIMIT {ROWS_MAX}"
     ))?
     .query_map(named_params! { ":number": number, ":trade_no": trade_no }, receipt_of)?
@@ -186,5 +189,6 @@ fn receipt_of(row: &Row) -> rusqlite::Result<KeptReceipt> {
         method: row.get(8)?,
         payload: row.get(9)?,
         is_whole: row.get(10)?,
+        alert: read::named(row, 11, Alert::from_name)?,
     })
 }

@@ -4,7 +4,7 @@ use rusqlite::{Connection, named_params, params};
 
 use super::{Created, Creation, Rejection, StoreError, accounts, reconciliation};
 use crate::clock::Timestamp;
-use crate::order::{Order, OrderStatus, PayPage};
+use crate::order::{Order, PayPage};
 
 /// How many rejections are kept.
 pub(super) const REJECTIONS_KEPT: usize = 10_000;
@@ -80,9 +80,7 @@ pub(super) fn create_order(db: &Connection, creation: Creation) -> Result<Create
     if let Some(idempotency) = &idempotency {
         accounts::remember(db, idempotency, Some(order_id), None, terms.created_at)?;
     }
-    let stored_status = OrderStatus::Pending;
-    let order = Order { terms, pay_page: None, stored_status, trade_no: None, settled_by: None, paid_at: None };
-    Ok(Created { order, repeated: false })
+    Ok(Created { order: Order::new(terms), repeated: false })
 }
 
 /// Notes where an order can be paid.

@@ -11,6 +11,7 @@ use crate::clock::Timestamp;
 use crate::config::{Config, Current};
 use crate::epay::client::GatewayError;
 use crate::gateways::Gateways;
+use crate::manual::{self, SettleOptions, SettledByHand};
 use crate::order::OrderNo;
 use crate::outgoing::Client;
 use crate::refund::{Manner, Refunded, refund};
@@ -32,9 +33,15 @@ pub(in crate::cli) struct Decision {
 pub(in crate::cli) struct Settle {
     #[command(flatten)]
     decision: Decision,
-    /// The gateway's number of the payment; by default that of the payment that put the order into review
+    /// The gateway's number of the payment, where several wait; otherwise kept as a note
     #[arg(long, value_name = "NO", value_parser = parse_trade_no)]
     trade_no: Option<String>,
+    /// The money came by another way than the gateway: it is not asked, and a payment that it reports later is one too many
+    #[arg(long, conflicts_with = "trade_no")]
+    paid_outside: bool,
+    /// Settle although the gateway says that the order is not paid
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(clap::Args)]
@@ -69,9 +76,16 @@ impl Decision {
 
 pub(super) async fn settle(arguments: Settle, config: &Config) -> anyhow::Result<Exit> {
     let store = open(config).await?;
-    let order = store.settle_by_hand(arguments.decision.by_hand(), arguments.trade_no).await?;
+    let gateways = Gateways::new(&Current::new(config.clone()), &store, &Client::new());
+    let Settle { decision, trade_no, paid_outside, force } = arguments;
+    let options = SettleOptions { trade_no, paid_outside, force };
+    let settled = manual::settle(&gateways, &store, decision.by_hand(), options).await;
     store.close().await?;
-    show(&order, arguments.decision.json)
+    let SettledByHand { order, remark } = settled?;
+    if let Some(cause) = remark {
+        eprint(&t!("manual.not_asked", cause = cause));
+    }
+    show(&order, decision.json)
 }
 
 pub(super) async fn acknowledge(arguments: Acknowledge, config: &Config) -> anyhow::Result<Exit> {

@@ -102,13 +102,16 @@ fn show_with_refund(order: &Order, refund: Option<&Refund>, json: bool) -> anyho
         ["order.merchant".into(), format!("{} ({})", terms.merchant, terms.payment_type)],
         ["order.created_at".into(), terms.created_at.to_local().to_string()],
     ];
+    if let Some(reason) = order.view(now).review_reason {
+        rows.push(["order.review_reason".into(), t!(format!("review_reason.{reason}")).into_owned()]);
+    }
     if let Some(paid_at) = order.paid_at {
         rows.push(["order.paid_at".into(), paid_at.to_local().to_string()]);
     }
     if let Some(trade_no) = &order.trade_no {
         rows.push(["order.trade_no".into(), trade_no.clone()]);
     }
-    if let Some(page) = &order.pay_page {
+    if let Some(page) = order.open_pay_page(now) {
         rows.push(["order.pay_url".into(), page.url.clone()]);
     }
     if let Some(refund) = refund {

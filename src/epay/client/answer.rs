@@ -58,10 +58,12 @@ pub(crate) enum State {
 /// What may be believed of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The order is paid, in full, by this payment.
+    /// The order is paid by this payment, in full or not.
     Paid {
         /// The gateway's number of the payment.
         trade_no: String,
+        /// The amount paid.
+        amount: Amount,
     },
     /// It is not paid.
     Unpaid,
@@ -69,6 +71,8 @@ pub(crate) enum Verdict {
     Refunded {
         /// The gateway's number of the payment.
         trade_no: String,
+        /// The amount that had been paid.
+        amount: Amount,
     },
     /// The gateway holds the money back.
     Frozen,
@@ -125,10 +129,11 @@ impl Answer {
         Self::read(&protocol, body, &fields, now)
     }
 
-    /// What may be believed of it, asked by `pid` about the order `order_no` of `amount`.
+    /// What may be believed of it, asked by `pid` about the order `order_no`.
     ///
-    /// Gateways exist that set one field early, or answer about another order: paid is only what every field agrees on.
-    pub(crate) fn verdict(&self, pid: &str, order_no: &OrderNo, amount: Amount) -> Verdict {
+    /// Gateways exist that set one field early, or answer about another order: paid is only what every field agrees on. The
+    /// amount is not compared here: a payment of another amount is one that a person has to see.
+    pub(crate) fn verdict(&self, pid: &str, order_no: &OrderNo) -> Verdict {
         let differs = |field: &Option<String>, own: &str| field.as_ref().is_some_and(|field| field != own);
         if differs(&self.pid, pid) {
             return Verdict::Contradicts("pid");
@@ -144,23 +149,21 @@ impl Answer {
             State::Paid if self.trade_status.as_ref().is_some_and(|status| status != "TRADE_SUCCESS") => {
                 Verdict::Contradicts("trade_status")
             }
-            State::Paid => {
-                self.payment(amount).map_or_else(Verdict::Contradicts, |trade_no| Verdict::Paid { trade_no })
-            }
-            State::Refunded => {
-                self.payment(amount).map_or_else(Verdict::Contradicts, |trade_no| Verdict::Refunded { trade_no })
-            }
+            State::Paid => self
+                .payment()
+                .map_or_else(Verdict::Contradicts, |(trade_no, amount)| Verdict::Paid { trade_no, amount }),
+            State::Refunded => self
+                .payment()
+                .map_or_else(Verdict::Contradicts, |(trade_no, amount)| Verdict::Refunded { trade_no, amount }),
         }
     }
 
-    /// The payment's number, where nothing is missing that makes it the payment of one order; else what is missing or different.
-    fn payment(&self, amount: Amount) -> Result<String, &'static str> {
+    /// The payment's number and amount, where nothing is missing that makes it the payment of one order; else the missing field.
+    fn payment(&self) -> Result<(String, Amount), &'static str> {
         self.pid.as_ref().ok_or("pid")?;
         self.order_no.as_ref().ok_or("out_trade_no")?;
-        if self.money != Some(amount) {
-            return Err("money");
-        }
-        self.trade_no.clone().ok_or("trade_no")
+        let amount = self.money.ok_or("money")?;
+        Ok((self.trade_no.clone().ok_or("trade_no")?, amount))
     }
 }
 

@@ -79,17 +79,22 @@ impl Gateway {
         PayPage::read(&self.protocol, &self.fields(&reply)?, Timestamp::now())
     }
 
-    /// Asks about the order `order_no`, all attempts within `timeout`.
-    pub(crate) async fn query_within(&self, order_no: &OrderNo, timeout: Duration) -> Result<Answer, GatewayError> {
+    /// Asks about the order `order_no`, or about its payment `trade_no` where one is named, all attempts within `timeout`.
+    pub(crate) async fn query_within(
+        &self,
+        order_no: &OrderNo,
+        trade_no: Option<&str>,
+        timeout: Duration,
+    ) -> Result<Answer, GatewayError> {
+        let (field, number) = trade_no.map_or(("out_trade_no", order_no.as_str()), |trade_no| ("trade_no", trade_no));
         let reply = match &self.protocol {
             Protocol::V1 { key, .. } => {
-                let query =
-                    [("act", "order"), ("pid", &self.pid), ("key", key.expose()), ("out_trade_no", order_no.as_str())];
+                let query = [("act", "order"), ("pid", self.pid.as_str()), ("key", key.expose()), (field, number)];
                 let url = format!("{}api.php?{}", self.base_url, encode(query));
                 self.client.get(&url, timeout).await?
             }
             Protocol::V2 { .. } => {
-                let request = self.v2_request("out_trade_no", order_no.as_str());
+                let request = self.v2_request(field, number);
                 self.post_repeatable("api/pay/query", request, timeout).await?
             }
         };

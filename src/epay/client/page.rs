@@ -69,7 +69,8 @@ pub(crate) enum PayTarget {
 impl<'a> Payable<'a> {
     /// The fields that a link to the gateway's page has.
     pub(super) fn link_fields(&self, pid: &'a str) -> Result<Request<'a>, GatewayError> {
-        let name = &self.name[..self.name.floor_char_boundary(NAME_BYTES_MAX)];
+        // Cut where the gateway would cut it, which may leave a blank at the end.
+        let name = self.name[..self.name.floor_char_boundary(NAME_BYTES_MAX)].trim_end();
         let param = self.param.unwrap_or_default();
         for (field, text) in [("name", name), ("param", param), ("type", self.payment_type), ("device", self.device)] {
             if forbidden_char(text).is_some() {

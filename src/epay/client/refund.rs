@@ -61,10 +61,19 @@ pub(super) struct RefundAsked<'a> {
 
 impl RefundAsked<'_> {
     /// The field of a reply that speaks of another refund than this.
-    fn contradiction(&self, fields: &Fields) -> Option<&'static str> {
+    fn contradiction(&self, protocol: &Protocol, fields: &Fields) -> Option<&'static str> {
         let order_no = self.order_no.as_str();
-        let texts =
-            [("pid", self.pid), ("out_trade_no", order_no), ("out_refund_no", order_no), ("trade_no", self.trade_no)];
+        // V1 has no field for our number of the refund: gateways answer with one of their own.
+        let out_refund_no = match protocol {
+            Protocol::V1 { .. } => "",
+            Protocol::V2 { .. } => order_no,
+        };
+        let texts = [
+            ("pid", self.pid),
+            ("out_trade_no", order_no),
+            ("out_refund_no", out_refund_no),
+            ("trade_no", self.trade_no),
+        ];
         let differs =
             |(field, own): &(&str, &str)| !own.is_empty() && fields.text(field).is_some_and(|text| text != *own);
         let is_other_money = fields.text("money").is_some() && fields.money("money") != Some(self.amount);
@@ -91,7 +100,7 @@ impl RefundReply {
                 if WORDS_OF_FAILURE.iter().any(|word| message.contains(word)) {
                     return Self::Unclear(GatewayError::Contradicts("msg"));
                 }
-                match asked.contradiction(&fields) {
+                match asked.contradiction(protocol, &fields) {
                     Some(field) => Self::Unclear(GatewayError::Contradicts(field)),
                     None => Self::Accepted { body: protocol.kept(&reply.body) },
                 }

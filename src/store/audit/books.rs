@@ -17,6 +17,7 @@ pub(super) struct OrderRow {
     pub(super) status: String,
     pub(super) trade_no: Option<String>,
     pub(super) settled_by: Option<String>,
+    pub(super) paid_outside: bool,
 }
 
 /// A change of a balance because of an order.
@@ -36,6 +37,7 @@ pub(super) struct ReceiptRow {
     pub(super) outcome: String,
     pub(super) merchant: String,
     pub(super) trade_no: String,
+    pub(super) alert: Option<String>,
 }
 
 /// A message to an order's buyer.
@@ -56,6 +58,7 @@ impl OrderRow {
             status: row.get(5)?,
             trade_no: row.get(6)?,
             settled_by: row.get(7)?,
+            paid_outside: row.get(8)?,
         })
     }
 
@@ -87,6 +90,7 @@ impl ReceiptRow {
             outcome: row.get(3)?,
             merchant: row.get(4)?,
             trade_no: row.get(5)?,
+            alert: row.get(6)?,
         })
     }
 }
@@ -175,10 +179,25 @@ fn examine_receipt(order: &OrderRow, receipts: &[ReceiptRow], found: &mut impl F
     }
     let fits = order.settled_by.as_deref() == Some(&receipt.source)
         && order.merchant == receipt.merchant
-        && order.trade_no.as_deref().unwrap_or_default() == receipt.trade_no;
+        && (order.trade_no.as_deref().unwrap_or_default() == receipt.trade_no || has_adopted(order, receipt, receipts));
     if !fits {
         found(CheckName::ReceiptKept, order.finding_in("receipts", receipt.id, Fault::ReceiptDiffers));
     }
+}
+
+/// Whether the order, which a person settled without a payment's number, has got its number from this one payment since.
+fn has_adopted(order: &OrderRow, settled: &ReceiptRow, receipts: &[ReceiptRow]) -> bool {
+    let mut adopted = receipts.iter().filter(|receipt| receipt.alert.as_deref() == Some("adopted"));
+    let is_by_this = |receipt: &ReceiptRow| {
+        receipt.outcome == "duplicate"
+            && receipt.merchant == order.merchant
+            && order.trade_no.as_deref() == Some(&receipt.trade_no)
+    };
+    settled.source == "manual"
+        && settled.trade_no.is_empty()
+        && !order.paid_outside
+        && adopted.next().is_some_and(is_by_this)
+        && adopted.next().is_none()
 }
 
 /// The payments beyond the one that settled the order, and of which nobody has said that they are taken care of.

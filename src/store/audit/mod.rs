@@ -270,7 +270,8 @@ impl Auditor {
         let total: i64 = db.query_row("SELECT count(*) FROM orders", [], |row| row.get(0))?;
         let total = u64::try_from(total).unwrap_or_default();
         let mut orders = db.prepare(
-            "SELECT id, order_no, merchant, telegram_id, credits, status, trade_no, settled_by FROM orders ORDER BY id",
+            "SELECT id, order_no, merchant, telegram_id, credits, status, trade_no, settled_by, paid_outside FROM orders
+             ORDER BY id",
         )?;
         let mut entries = db.prepare(
             "SELECT order_id, id, telegram_id, kind, credits FROM ledger WHERE order_id IS NOT NULL ORDER BY order_id",

@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::{BESIDE, BackupError, Replica, Store, beside, blocking, io_at, is_damage, refuse_own_file, sync_directory};
+use super::{
+    BESIDE, BackupError, Replica, Store, beside, blocking, io_at, is_damage, make_single, refuse_own_file,
+    sync_directory,
+};
 use crate::clock::Timestamp;
 use crate::config::DatabaseUrl;
 use crate::store::audit::Audit;
-use crate::store::{StoreError, schema};
+use crate::store::{StoreError, reconciliation, schema};
 
 /// A copy that may take the database's place: on the same file system already, and audited.
 pub(crate) struct Candidate {
@@ -48,8 +51,21 @@ impl Store {
 impl Candidate {
     /// Takes the place of the database, which is kept under another name; that name, where there was one.
     pub(crate) async fn install(self, at: Timestamp) -> Result<Option<PathBuf>, BackupError> {
-        blocking(move || install(&self.replica.path(), &self.database, at)).await
+        blocking(move || {
+            hold_unpaid(&self.replica.path(), at)?;
+            install(&self.replica.path(), &self.database, at)
+        })
+        .await
     }
+}
+
+/// Orders that were unpaid when the backup was made may have been settled, refunded or compensated since: each needs its gateway's
+/// own word before it is credited.
+fn hold_unpaid(new: &Path, at: Timestamp) -> Result<(), BackupError> {
+    let (db, _) = schema::open(new)?;
+    reconciliation::hold_unpaid(&db, at)?;
+    db.close().map_err(|(_, error)| error)?;
+    Ok(make_single(new)?)
 }
 
 fn directory_of(database: &Path) -> &Path {
