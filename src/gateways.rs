@@ -174,7 +174,7 @@ impl Gateways {
 }
 
 /// Why callbacks alone no longer settle an order of which the gateway says this.
-fn hold_of(verdict: &Verdict) -> Option<Hold> {
+pub(crate) fn hold_of(verdict: &Verdict) -> Option<Hold> {
     match verdict {
         Verdict::Frozen => Some(Hold::Frozen),
         Verdict::PreAuthorised => Some(Hold::PreAuthorised),

@@ -12,7 +12,7 @@ use super::outbox::{self, Tidings};
 use super::settle::{self, Claimed};
 use super::{QUEUE_MAX, Settle, Settlement, Store, StoreError, blocking, lock};
 use crate::config::DatabaseUrl;
-use crate::settlement::Outcome;
+use crate::settlement::{ClaimProof, Outcome};
 
 /// What is done to the writer at one of its steps.
 pub(crate) enum Mishap {
@@ -140,6 +140,10 @@ pub(crate) enum Bug {
     IgnoresTrade,
     /// Whatever comes late is credited.
     IgnoresExpiry,
+    /// A callback settles although the gateway called the payment frozen.
+    IgnoresHold,
+    /// Money that is held puts no order into review.
+    ForgetsReview,
     /// A second payment of a paid order is credited, too.
     CreditsEveryPayment,
     /// So is the same payment, told again.
@@ -241,16 +245,19 @@ fn settle_wrongly(db: &Connection, claimed: &Claimed) -> Result<Settlement, Stor
     };
     let mut wrong = Settle::clone(settle);
     if has(Bug::IgnoresAmount) {
-        wrong.claim.amount = crate::money::Amount::from_fen(fen).unwrap_or(wrong.claim.amount);
+        wrong.claim.amount = crate::money::Amount::from_fen(fen).or(wrong.claim.amount);
     }
     if has(Bug::IgnoresMerchant) {
         wrong.claim.merchant = merchant;
     }
     if has(Bug::IgnoresTrade) {
-        wrong.claim.trade_no.push_str(&wrong.claim.order_no);
+        wrong.claim.trade_no = wrong.claim.trade_no.map(|trade_no| trade_no + &wrong.claim.order_no);
     }
     if has(Bug::IgnoresExpiry) {
         wrong.policy.late = crate::settlement::LatePolicy::Credit;
+    }
+    if has(Bug::IgnoresHold) && wrong.claim.proof == ClaimProof::Signature {
+        wrong.claim.proof = ClaimProof::Gateway;
     }
     if has(Bug::CommitsInParts) {
         commit_message_first(db, &Arc::new(wrong.clone()), order_id, tells_bot)?;
@@ -262,6 +269,9 @@ fn settle_wrongly(db: &Connection, claimed: &Claimed) -> Result<Settlement, Stor
         let at = settle.receipt.received_at;
         let order_id = Some(order_id);
         ledger::enter(db, &[Entry { telegram_id, kind: "order", credits, order_id, reason: None, at }])?;
+    }
+    if has(Bug::ForgetsReview) && settlement.outcome == Outcome::Held {
+        db.execute("UPDATE orders SET status = 'pending' WHERE id = ? AND status = 'review'", [order_id])?;
     }
     if has(Bug::ForgetsMessage) {
         db.execute("DELETE FROM outbox WHERE order_id = ? AND kind = 'settled'", [order_id])?;

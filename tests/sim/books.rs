@@ -37,6 +37,9 @@ pub(super) struct OrderLine {
     pub(super) trade_no: Option<String>,
     pub(super) settled_by: Option<String>,
     pub(super) paid_at: Option<i64>,
+    pub(super) paid_outside: bool,
+    pub(super) review_reason: Option<String>,
+    pub(super) hold: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +62,8 @@ pub(super) struct ReceiptLine {
     /// Whether it is filed under its order.
     pub(super) is_filed: bool,
     pub(super) payload: Payload,
+    pub(super) fen: Option<i64>,
+    pub(super) alert: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +105,7 @@ impl Books {
             orders: rows(
                 &db,
                 "SELECT order_no, merchant, telegram_id, amount_fen, credits, param, expires_at_ms, status, trade_no,
-                     settled_by, paid_at_ms FROM orders",
+                     settled_by, paid_at_ms, paid_outside, review_reason, hold FROM orders",
                 |row| {
                     let line = OrderLine {
                         merchant: row.get(1)?,
@@ -113,6 +118,9 @@ impl Books {
                         trade_no: row.get(8)?,
                         settled_by: row.get(9)?,
                         paid_at: row.get(10)?,
+                        paid_outside: row.get(11)?,
+                        review_reason: row.get(12)?,
+                        hold: row.get(13)?,
                     };
                     Ok((row.get(0)?, line))
                 },
@@ -134,7 +142,7 @@ impl Books {
             receipts: rows(
                 &db,
                 "SELECT received_at_ms, source, outcome, receipts.merchant, receipts.order_no, receipts.trade_no,
-                     orders.order_no IS receipts.order_no, payload
+                     orders.order_no IS receipts.order_no, payload, receipts.amount_fen, alert
                  FROM receipts LEFT JOIN orders ON orders.id = order_id ORDER BY receipts.id",
                 |row| {
                     Ok(ReceiptLine {
@@ -146,6 +154,8 @@ impl Books {
                         trade_no: row.get(5)?,
                         is_filed: row.get(6)?,
                         payload: Payload(row.get(7)?),
+                        fen: row.get(8)?,
+                        alert: row.get(9)?,
                     })
                 },
             )?,
@@ -203,6 +213,39 @@ impl Books {
             )?,
             rejections: db.query_row("SELECT count(*) FROM rejections", [], |row| row.get(0))?,
         })
+    }
+
+    /// Proved money has settled its order or was adopted by it, or its order is in review, or a person has decided about it, or the
+    /// operator hears of it by the name of its outcome: the first receipt of which none of that is true.
+    pub(super) fn lost_money(&self) -> Option<String> {
+        let is_proved = |receipt: &&ReceiptLine| matches!(receipt.source.as_str(), "notify" | "reconcile");
+        let ends_well = |receipt: &ReceiptLine| {
+            let own = self.orders.get(&receipt.order_no).filter(|_| receipt.is_filed);
+            let is_told_of = |outcome: &str| {
+                let same =
+                    |other: &&ReceiptLine| other.order_no == receipt.order_no && other.trade_no == receipt.trade_no;
+                self.receipts.iter().filter(same).any(|other| other.outcome == outcome)
+            };
+            match (receipt.outcome.as_str(), own) {
+                ("settled" | "duplicate", Some(order)) => {
+                    order.paid_at.is_some() && order.trade_no.as_ref() == Some(&receipt.trade_no)
+                }
+                ("amount_mismatch" | "held", Some(order)) => match order.status.as_str() {
+                    "review" | "cancelled" => true,
+                    "paid" | "refunded" => {
+                        order.settled_by.as_deref() == Some("manual")
+                            && (receipt.trade_no.is_empty()
+                                || order.trade_no.as_ref() == Some(&receipt.trade_no)
+                                || is_told_of("paid_again"))
+                    }
+                    _ => false,
+                },
+                ("paid_again" | "trade_reused", Some(_)) | ("unknown_order", None) => true,
+                ("not_paid" | "unconfirmed", _) => true,
+                _ => false,
+            }
+        };
+        self.receipts.iter().filter(is_proved).find(|receipt| !ends_well(receipt)).map(|lost| format!("{lost:?}"))
     }
 
     /// Where `found` is another than these, for a person to read.

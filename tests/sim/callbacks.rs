@@ -9,6 +9,7 @@ use super::world::{KEY_PREVIOUS, key_of};
 use crate::clock::Timestamp;
 use crate::epay::{CallbackFields, Field, Form, PrivateKey, SignedCallback, encode, sign_md5};
 use crate::money::Amount;
+use crate::order::PaymentState;
 use crate::secret::Secret;
 
 /// The merchant whose gateway signs with RSA.
@@ -22,23 +23,32 @@ fn platform_key() -> &'static PrivateKey {
 }
 
 fn fields(told: &Told, random: &mut Random) -> CallbackFields {
-    let param =
-        told.param.as_ref().map(|param| if random.chance(50) { param.replace('<', "&lt;") } else { param.clone() });
+    // As it is, as PHP's htmlspecialchars leaves it, or as both it and addslashes do.
+    let param = told.param.as_ref().map(|param| match random.below(3) {
+        0 => param.clone(),
+        1 => param.replace('<', "&lt;").replace('\'', "&#039;"),
+        _ => param.replace('\'', "\\&#039;").replace('<', "&lt;"),
+    });
     // Some gateways send their receipts' worth of text: enough for pages of its own.
     let name = if random.chance(20) { "VIP白银 ".repeat(600) } else { "VIP白银".to_owned() };
-    let yuan = Amount::from_fen(told.fen).unwrap().to_string();
+    let yuan = told.fen.map_or_else(|| "ten".into(), |fen| Amount::from_fen(fen).unwrap().to_string());
     let money = match yuan.strip_suffix(".00") {
         Some(whole) if random.chance(50) => whole.to_owned(),
         _ => yuan,
     };
+    let trade_status = match told.payment {
+        PaymentState::Paid => "TRADE_SUCCESS",
+        PaymentState::Unpaid | PaymentState::Refunded => "TRADE_CLOSED",
+        PaymentState::Unclear => "TRADE_FINISHED",
+    };
     CallbackFields {
         pid: told.merchant.clone(),
-        trade_no: told.trade_no.clone(),
+        trade_no: told.trade_no.clone().unwrap_or_default(),
         out_trade_no: told.order_no.clone(),
         payment_type: "alipay".into(),
         name,
         money,
-        trade_status: if told.paid { "TRADE_SUCCESS" } else { "TRADE_CLOSED" }.into(),
+        trade_status: trade_status.into(),
         param,
     }
 }
@@ -111,10 +121,11 @@ pub(super) fn damaged(told: &Told, now: Timestamp, random: &mut Random) -> Vec<u
 
 /// Something that the gateway did sign, with texts of the buyer's choice in it, cut into other fields: the signed string is the same.
 fn recut(told: &Told, random: &mut Random) -> Vec<u8> {
-    let money = Amount::from_fen(told.fen).unwrap().to_string();
+    let money = Amount::from_fen(told.fen.unwrap_or(1)).unwrap().to_string();
+    let trade_no = told.trade_no.clone().unwrap_or_default();
     let wish = format!(
         "x&out_trade_no={}&pid={}&trade_no={}&trade_status=TRADE_SUCCESS&type=alipay&u=",
-        told.order_no, told.merchant, told.trade_no
+        told.order_no, told.merchant, trade_no
     );
     let bought = format!("x&out_trade_no={}&p=", told.order_no);
     let honest: Vec<(&str, &str)> = if random.chance(50) {
@@ -135,7 +146,7 @@ fn recut(told: &Told, random: &mut Random) -> Vec<u8> {
             ("name", &bought),
             ("out_trade_no", "ANOTHER1"),
             ("pid", &told.merchant),
-            ("trade_no", &told.trade_no),
+            ("trade_no", &trade_no),
             ("trade_status", "TRADE_SUCCESS"),
             ("type", "alipay"),
         ]
@@ -167,13 +178,14 @@ pub(super) enum Answering {
     NoTrade,
     Refunded,
     Frozen,
+    PreAuthorised,
     UnknownOrder,
     Error,
     Page,
     Nothing,
 }
 
-pub(super) const ANSWERS: [(Answering, u64); 12] = [
+pub(super) const ANSWERS: [(Answering, u64); 13] = [
     (Answering::Truly, 40),
     (Answering::OtherAmount, 5),
     (Answering::OtherMerchant, 5),
@@ -182,6 +194,7 @@ pub(super) const ANSWERS: [(Answering, u64); 12] = [
     (Answering::NoTrade, 5),
     (Answering::Refunded, 3),
     (Answering::Frozen, 3),
+    (Answering::PreAuthorised, 3),
     (Answering::UnknownOrder, 5),
     (Answering::Error, 5),
     (Answering::Page, 5),
@@ -206,7 +219,7 @@ pub(super) fn answer(
     match answering {
         Answering::Truly if paid.is_some() => (body(merchant, order_no, fen, 1, ""), "paid"),
         Answering::Truly => (body(merchant, order_no, fen, 0, ""), "unpaid"),
-        Answering::OtherAmount => (body(merchant, order_no, fen + 1, 1, ""), "contradicts_money"),
+        Answering::OtherAmount => (body(merchant, order_no, fen + 1, 1, ""), "paid"),
         Answering::OtherMerchant => (body("9999", order_no, fen, 1, ""), "contradicts_pid"),
         Answering::OtherOrder => (body(merchant, "ANOTHER1", fen, 1, ""), "contradicts_out_trade_no"),
         Answering::OtherWord => {
@@ -220,6 +233,7 @@ pub(super) fn answer(
         }
         Answering::Refunded => (body(merchant, order_no, fen, 2, ""), "refunded"),
         Answering::Frozen => (body(merchant, order_no, fen, 3, ""), "frozen"),
+        Answering::PreAuthorised => (body(merchant, order_no, fen, 4, ""), "pre_authorised"),
         Answering::UnknownOrder => (Some(r#"{"code":-1,"msg":"订单号不存在"}"#.into()), "unknown_order"),
         Answering::Error => (Some(r#"{"code":-2,"msg":"签名校验失败"}"#.into()), "no_answer"),
         Answering::Page => (Some("<html>502 Bad Gateway</html>".into()), "no_answer"),

@@ -7,9 +7,9 @@ use super::world::{Rest, Settings};
 use super::{callbacks, runtime};
 use crate::clock::Timestamp;
 use crate::money::Amount;
-use crate::order::{NewOrder, SettledBy};
-use crate::settlement::{Claim, LatePolicy, Policy};
-use crate::store::{Attempt, Channel, Receipt, RefundState, Settle};
+use crate::order::{Hold, NewOrder, PaymentState, SettledBy};
+use crate::settlement::{Claim, ClaimProof, LatePolicy, Policy};
+use crate::store::{Attempt, Channel, PaymentOfDecision, Receipt, RefundState, Settle};
 
 const CREATED: i64 = 1_767_323_045_000;
 /// More than any write has.
@@ -40,7 +40,14 @@ fn create(order_no: &str) -> Op {
 }
 
 fn told(order_no: &str, trade_no: &str, fen: i64) -> Told {
-    Told { merchant: "1002".into(), order_no: order_no.into(), trade_no: trade_no.into(), fen, paid: true, param: None }
+    Told {
+        merchant: "1002".into(),
+        order_no: order_no.into(),
+        trade_no: Some(trade_no.into()),
+        fen: Some(fen),
+        payment: PaymentState::Paid,
+        param: None,
+    }
 }
 
 fn notify(told: Told, seconds: u32) -> Op {
@@ -59,13 +66,14 @@ fn unconfirmed(order_no: &str) -> Op {
     let claim = Claim {
         merchant: "1002".into(),
         order_no: order_no.into(),
-        trade_no: "T1".into(),
-        amount: Amount::from_fen(3600).unwrap(),
-        paid: true,
+        trade_no: Some("T1".into()),
+        amount: Amount::from_fen(3600),
+        payment: PaymentState::Paid,
         param: None,
+        proof: ClaimProof::Missing,
     };
     let receipt = Receipt { received_at: at(5), client: None, method: "POST", payload: vec![b'x'; 9_000] };
-    let policy = Policy { late: LatePolicy::Review, is_proof: false };
+    let policy = Policy { late: LatePolicy::Review, can_ask: true };
     Op::Settle { settle: Settle { claim, source: SettledBy::Notify, policy, receipt } }
 }
 
@@ -108,16 +116,37 @@ fn writes() -> Vec<(&'static str, Vec<Op>, Op)> {
         (
             "keep an answer",
             vec![create("A1")],
-            Op::KeepAnswer { order_no: order_no(), at: at(15), answer: "paid".into() },
+            Op::KeepAnswer { order_no: order_no(), at: at(15), answer: "frozen".into(), hold: Some(Hold::Frozen) },
         ),
         ("ask again", vec![create("A1")], Op::Schedule { order_no: order_no(), step: 1, next: Some(at(60)) }),
         ("ask no more", vec![create("A1")], Op::Schedule { order_no: order_no(), step: 1, next: None }),
         ("tidy up", settled(), Op::DueQuestions { merchant: "1002".into(), now: at(20), limit: 8 }),
-        ("by hand", vec![create("A1")], Op::SettleByHand { order_no: order_no(), trade_no: None, at: at(20) }),
+        (
+            "by hand",
+            vec![create("A1")],
+            Op::SettleByHand { order_no: order_no(), payment: PaymentOfDecision::default(), at: at(20) },
+        ),
         (
             "by hand, out of review",
             vec![create("A1"), notify(told("A1", "T1", 1), 20)],
-            Op::SettleByHand { order_no: order_no(), trade_no: None, at: at(25) },
+            Op::SettleByHand { order_no: order_no(), payment: PaymentOfDecision::default(), at: at(25) },
+        ),
+        (
+            "adopt",
+            vec![
+                create("A1"),
+                Op::SettleByHand { order_no: order_no(), payment: PaymentOfDecision::default(), at: at(20) },
+            ],
+            paid("A1", "T1"),
+        ),
+        (
+            "by hand, with a second payment",
+            vec![create("A1"), notify(told("A1", "T1", 1), 20), notify(told("A1", "T2", 2), 21)],
+            Op::SettleByHand {
+                order_no: order_no(),
+                payment: PaymentOfDecision { typed: Some("T1".into()), ..PaymentOfDecision::default() },
+                at: at(25),
+            },
         ),
         ("cancel", vec![create("A1")], Op::Cancel { order_no: order_no(), at: at(20) }),
         ("acknowledge", with(settled(), paid("A1", "T2")), Op::Acknowledge { order_no: order_no(), at: at(30) }),

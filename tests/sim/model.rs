@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 
 use super::books::{Books, KeyLine, LedgerLine, MessageLine, OrderLine, ReceiptLine, RefundLine};
 use super::ops::{Key, Meaning, Message, Op, Payload, REJECTIONS, Told};
+use super::world::can_be_asked;
 use crate::clock::Timestamp;
-use crate::order::NewOrder;
-use crate::settlement::LatePolicy;
-use crate::store::{Attempt, RefundState};
+use crate::money::Amount;
+use crate::order::{NewOrder, PaymentState};
+use crate::settlement::{ClaimProof, LatePolicy, Policy};
+use crate::store::{Attempt, PaymentOfDecision, RefundState};
 
 /// How long a message that is claimed stays away.
 pub(super) const LEASE_MS: i64 = 30_000;
@@ -46,7 +48,8 @@ impl Model {
     fn notify(&self, meaning: &Meaning, at: Timestamp, payload: &[u8]) -> Outcomes {
         let believed = |told: &Told| {
             let mut after = self.clone();
-            let outcome = after.settle(told, "notify", self.late, true, at, payload);
+            let policy = Policy { late: self.late, can_ask: can_be_asked(&told.merchant) };
+            let outcome = after.settle(told, "notify", policy, ClaimProof::Signature, at, payload);
             (outcome.to_owned(), after)
         };
         let refused = |outcome: &str| {
@@ -73,17 +76,20 @@ impl Model {
                     merchant: claim.merchant.clone(),
                     order_no: claim.order_no.clone(),
                     trade_no: claim.trade_no.clone(),
-                    fen: claim.amount.fen(),
-                    paid: claim.paid,
+                    fen: claim.amount.map(Amount::fen),
+                    payment: claim.payment,
                     param: claim.param.clone(),
                 };
-                let (policy, receipt) = (settle.policy, &settle.receipt);
-                let source = settle.source.name();
-                self.settle(&told, source, policy.late, policy.is_proof, receipt.received_at, &receipt.payload).into()
+                let (receipt, source) = (&settle.receipt, settle.source.name());
+                self.settle(&told, source, settle.policy, claim.proof, receipt.received_at, &receipt.payload).into()
             }
-            Op::KeepAnswer { order_no, at, answer } => {
-                if self.books.orders.contains_key(order_no) {
+            Op::KeepAnswer { order_no, at, answer, .. } => {
+                if let Some(order) = self.books.orders.get_mut(order_no) {
                     self.books.answers.push((order_no.clone(), at.ms(), answer.clone()));
+                    let is_hold = matches!(answer.as_str(), "frozen" | "pre_authorised" | "refunded");
+                    if is_hold && order.paid_at.is_none() {
+                        order.hold = Some(answer.clone());
+                    }
                 }
                 "done".into()
             }
@@ -96,8 +102,8 @@ impl Model {
                 "done".into()
             }
             Op::DueQuestions { merchant, now, limit } => self.due_questions(merchant, *now, *limit),
-            Op::SettleByHand { order_no, trade_no, at } => {
-                self.settle_by_hand(order_no, trade_no.clone(), *at).unwrap_or_else(|refused| refused).into()
+            Op::SettleByHand { order_no, payment, at } => {
+                self.settle_by_hand(order_no, payment, *at).unwrap_or_else(|refused| refused).into()
             }
             Op::Cancel { order_no, at } => self.cancel(order_no, *at).unwrap_or_else(|refused| refused).into(),
             Op::Acknowledge { order_no, at } => self.acknowledge(order_no, *at),
@@ -177,6 +183,9 @@ impl Model {
             trade_no: None,
             settled_by: None,
             paid_at: None,
+            paid_outside: false,
+            review_reason: None,
+            hold: None,
         };
         books.orders.insert(order_no.clone(), line);
         if let Some(ask_at) = ask_at {
@@ -195,34 +204,61 @@ impl Model {
         self.books.orders.iter().find(|(_, order)| settled(order)).map(|(order_no, _)| order_no)
     }
 
-    /// The name of the outcome, by the table of the contract from top to bottom.
-    fn outcome(&self, told: &Told, late: LatePolicy, is_proof: bool, now: Timestamp) -> &'static str {
-        if !told.paid {
-            return "not_paid";
+    /// The name of the outcome, by the table of the contract from top to bottom, with the reason for a review.
+    fn outcome(&self, told: &Told, policy: Policy, proof: ClaimProof, now: Timestamp) -> (&'static str, &'static str) {
+        let plain = |outcome| (outcome, "");
+        let own = self.books.orders.get(&told.order_no).filter(|order| order.merchant == told.merchant);
+        let is_settled = |order: &OrderLine| matches!(order.status.as_str(), "paid" | "refunded");
+        match (told.payment, own) {
+            (PaymentState::Unclear, Some(order)) if !is_settled(order) && !policy.can_ask => {
+                return plain("unconfirmed");
+            }
+            (PaymentState::Unpaid | PaymentState::Unclear, _) => return plain("not_paid"),
+            _ => {}
         }
-        let Some(order) = self.books.orders.get(&told.order_no).filter(|order| order.merchant == told.merchant) else {
-            return "unknown_order";
-        };
-        if let (Some(sent), Some(received)) = (&order.param, &told.param)
-            && sent != received
-        {
-            return "malformed";
+        let Some(order) = own else { return plain("unknown_order") };
+        if is_settled(order) && told.payment == PaymentState::Refunded {
+            return plain("not_paid");
         }
-        if matches!(order.status.as_str(), "paid" | "refunded") {
-            return if order.trade_no.as_ref() == Some(&told.trade_no) { "duplicate" } else { "paid_again" };
+        if is_settled(order) && order.trade_no.is_some() && order.trade_no == told.trade_no {
+            return plain("duplicate");
         }
-        if self.settled_by(&told.merchant, &told.trade_no).is_some_and(|other| *other != told.order_no) {
-            return "trade_reused";
+        let waits_for_word = !is_settled(order)
+            && matches!(order.hold.as_deref(), Some("frozen" | "pre_authorised" | "restored"))
+            && proof != ClaimProof::Gateway;
+        let is_unproved = proof == ClaimProof::Missing && told.payment == PaymentState::Paid;
+        if is_unproved || (waits_for_word && policy.can_ask) {
+            return plain("unconfirmed");
         }
-        if order.fen != told.fen {
-            return "amount_mismatch";
+        let used = told.trade_no.as_ref().and_then(|trade_no| self.settled_by(&told.merchant, trade_no));
+        if used.is_some_and(|other| *other != told.order_no) {
+            return plain("trade_reused");
+        }
+        if is_settled(order) {
+            let adopts = order.status == "paid"
+                && order.settled_by.as_deref() == Some("manual")
+                && order.trade_no.is_none()
+                && !order.paid_outside
+                && told.trade_no.is_some()
+                && told.fen == Some(order.fen);
+            return plain(if adopts { "duplicate" } else { "paid_again" });
+        }
+        if told.payment == PaymentState::Refunded || order.hold.as_deref() == Some("refunded") {
+            return ("held", "refunded");
+        }
+        if told.fen != Some(order.fen) {
+            return ("amount_mismatch", "amount");
         }
         let is_expired = order.status == "pending" && now.ms() >= order.expires_at;
+        let is_foreign = matches!((&order.param, &told.param), (Some(sent), Some(received)) if sent != received);
         match order.status.as_str() {
-            "review" | "cancelled" => "held",
-            _ if is_expired && late == LatePolicy::Review => "held",
-            _ if !is_proof => "unconfirmed",
-            _ => "settled",
+            "review" => plain("held"),
+            "cancelled" => ("held", "cancelled"),
+            _ if is_expired && policy.late == LatePolicy::Review => ("held", "late"),
+            _ if is_foreign => ("held", "param"),
+            _ if told.trade_no.is_none() => ("held", "no_trade_no"),
+            _ if waits_for_word => ("held", "too_old"),
+            _ => plain("settled"),
         }
     }
 
@@ -230,22 +266,32 @@ impl Model {
         &mut self,
         told: &Told,
         source: &str,
-        late: LatePolicy,
-        is_proof: bool,
+        policy: Policy,
+        proof: ClaimProof,
         now: Timestamp,
         payload: &[u8],
     ) -> &'static str {
-        let outcome = self.outcome(told, late, is_proof, now);
-        match outcome {
-            "settled" => self.pay(&told.order_no, Some(told.trade_no.clone()), source, now),
-            "amount_mismatch" | "held" => {
-                let order = self.books.orders.get_mut(&told.order_no).unwrap();
-                if order.status != "review" {
-                    order.status = "review".into();
-                    self.enqueue(&told.order_no, "review", now);
-                }
+        let (outcome, reason) = self.outcome(told, policy, proof, now);
+        let mut alert = None;
+        let own = self.books.orders.get_mut(&told.order_no).filter(|order| order.merchant == told.merchant);
+        match (outcome, own) {
+            ("settled", _) => self.pay(&told.order_no, told.trade_no.clone(), source, false, now),
+            ("duplicate", Some(order)) if order.trade_no.is_none() => {
+                order.trade_no.clone_from(&told.trade_no);
+                alert = Some("adopted".to_owned());
             }
-            "unconfirmed" => self.ask_soon(&told.order_no, now),
+            ("amount_mismatch" | "held", Some(order)) if order.status != "review" => {
+                order.status = "review".into();
+                order.review_reason = Some(reason.to_owned());
+                self.enqueue(&told.order_no, "review", now);
+            }
+            ("unconfirmed", Some(_)) if told.payment == PaymentState::Unclear => {
+                alert = Some("status_unclear".to_owned());
+            }
+            ("unconfirmed", Some(_)) => self.ask_soon(&told.order_no, now),
+            ("not_paid", Some(order)) if told.payment == PaymentState::Unclear && order.paid_at.is_none() => {
+                self.ask_soon(&told.order_no, now);
+            }
             _ => {}
         }
         let is_filed = self.books.orders.get(&told.order_no).is_some_and(|order| order.merchant == told.merchant);
@@ -255,19 +301,22 @@ impl Model {
             outcome: outcome.into(),
             merchant: told.merchant.clone(),
             order_no: told.order_no.clone(),
-            trade_no: told.trade_no.clone(),
+            trade_no: told.trade_no.clone().unwrap_or_default(),
             is_filed,
             payload: Payload(payload.to_vec()),
+            fen: told.fen,
+            alert,
         });
         outcome
     }
 
-    fn pay(&mut self, order_no: &str, trade_no: Option<String>, source: &str, now: Timestamp) {
+    fn pay(&mut self, order_no: &str, trade_no: Option<String>, source: &str, paid_outside: bool, now: Timestamp) {
         let order = self.books.orders.get_mut(order_no).unwrap();
         order.status = "paid".into();
         order.trade_no = trade_no;
         order.settled_by = Some(source.into());
         order.paid_at = Some(now.ms());
+        order.paid_outside = paid_outside;
         let (user, credits) = (order.user, order.credits);
         self.enter("order", user, credits, Some(order_no), now);
         self.enqueue(order_no, "settled", now);
@@ -308,8 +357,9 @@ impl Model {
             .collect();
         due.sort();
         due.truncate(limit as usize);
-        let (open, done): (Vec<_>, Vec<_>) =
-            due.into_iter().partition(|(_, order_no, _)| self.books.orders[order_no].status == "pending");
+        let (open, done): (Vec<_>, Vec<_>) = due.into_iter().partition(|(_, order_no, _)| {
+            matches!(self.books.orders[order_no].status.as_str(), "pending" | "cancelled")
+        });
         for (_, order_no, _) in done {
             self.books.questions.remove(&order_no);
         }
@@ -321,6 +371,10 @@ impl Model {
     }
 
     fn note(&mut self, order_no: &str, outcome: &str, trade_no: &str, at: Timestamp) {
+        self.note_with(order_no, outcome, trade_no, super::world::REASON.into(), at);
+    }
+
+    fn note_with(&mut self, order_no: &str, outcome: &str, trade_no: &str, reason: String, at: Timestamp) {
         self.books.receipts.push(ReceiptLine {
             at: at.ms(),
             source: "manual".into(),
@@ -329,34 +383,49 @@ impl Model {
             order_no: order_no.into(),
             trade_no: trade_no.into(),
             is_filed: true,
-            payload: Payload(super::world::REASON.into()),
+            payload: Payload(reason.into()),
+            fen: None,
+            alert: None,
         });
     }
 
     fn settle_by_hand(
         &mut self,
         order_no: &str,
-        trade_no: Option<String>,
+        payment: &PaymentOfDecision,
         at: Timestamp,
     ) -> Result<&'static str, &'static str> {
         if !matches!(self.status(order_no)?, "pending" | "review") {
             return Err("wrong_status");
         }
-        let held = || {
-            let held = |receipt: &&ReceiptLine| {
-                receipt.is_filed
-                    && receipt.order_no == order_no
-                    && matches!(receipt.outcome.as_str(), "amount_mismatch" | "held")
-            };
-            self.books.receipts.iter().rev().find(held).map(|receipt| receipt.trade_no.clone())
+        let is_waiting = |receipt: &&ReceiptLine| {
+            receipt.is_filed
+                && receipt.order_no == order_no
+                && matches!(receipt.outcome.as_str(), "amount_mismatch" | "held")
+                && !receipt.trade_no.is_empty()
         };
-        let trade_no = trade_no.or_else(held);
+        let waiting = self.books.receipts.iter().filter(is_waiting).map(|receipt| receipt.trade_no.clone());
+        let waiting: BTreeSet<String> = waiting.chain(payment.proved.clone()).collect();
+        let typed = payment.typed.clone();
+        let known = match &typed {
+            _ if payment.paid_outside || waiting.is_empty() => None,
+            Some(typed) if waiting.contains(typed) => Some(typed.clone()),
+            None if waiting.len() == 1 => waiting.first().cloned(),
+            _ => return Err("choose_payment"),
+        };
         let merchant = &self.books.orders[order_no].merchant;
-        if trade_no.as_ref().is_some_and(|trade_no| self.settled_by(merchant, trade_no).is_some()) {
+        if known.iter().chain(&typed).any(|trade_no| self.settled_by(merchant, trade_no).is_some()) {
             return Err("trade_reused");
         }
-        self.pay(order_no, trade_no.clone(), "manual", at);
-        self.note(order_no, "settled", trade_no.as_deref().unwrap_or_default(), at);
+        self.pay(order_no, known.clone(), "manual", payment.paid_outside, at);
+        let reason = match &typed {
+            Some(typed) if known.as_ref() != Some(typed) => format!("{} [trade_no {typed}]", super::world::REASON),
+            _ => super::world::REASON.into(),
+        };
+        self.note_with(order_no, "settled", known.as_deref().unwrap_or_default(), reason, at);
+        for other in waiting.iter().filter(|trade_no| known.as_ref() != Some(trade_no)) {
+            self.note(order_no, "paid_again", other, at);
+        }
         Ok("done")
     }
 

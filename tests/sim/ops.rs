@@ -4,8 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::clock::Timestamp;
-use crate::order::NewOrder;
-use crate::store::{Attempt, Channel, RefundState, Settle};
+use crate::order::{Hold, NewOrder, PaymentState};
+use crate::store::{Attempt, Channel, PaymentOfDecision, RefundState, Settle};
 
 /// How much of a payload is shown.
 const SHOWN_BYTES_MAX: usize = 400;
@@ -33,6 +33,7 @@ pub(super) enum Op {
         order_no: String,
         at: Timestamp,
         answer: String,
+        hold: Option<Hold>,
     },
     Schedule {
         order_no: String,
@@ -46,7 +47,7 @@ pub(super) enum Op {
     },
     SettleByHand {
         order_no: String,
-        trade_no: Option<String>,
+        payment: PaymentOfDecision,
         at: Timestamp,
     },
     Cancel {
@@ -145,9 +146,11 @@ pub(super) struct Message {
 pub(super) struct Told {
     pub(super) merchant: String,
     pub(super) order_no: String,
-    pub(super) trade_no: String,
-    pub(super) fen: i64,
-    pub(super) paid: bool,
+    /// `None`: it is not said.
+    pub(super) trade_no: Option<String>,
+    /// `None`: it is said in a way that cannot be read.
+    pub(super) fen: Option<i64>,
+    pub(super) payment: PaymentState,
     pub(super) param: Option<String>,
 }
 

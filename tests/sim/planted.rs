@@ -40,6 +40,16 @@ fn a_settlement_that_ignores_the_clock_is_found() {
 }
 
 #[test]
+fn a_callback_that_settles_a_frozen_payment_is_found() {
+    is_found(Bug::IgnoresHold);
+}
+
+#[test]
+fn held_money_that_puts_no_order_into_review_is_found() {
+    is_found(Bug::ForgetsReview);
+}
+
+#[test]
 fn credits_for_every_payment_of_an_order_are_found() {
     is_found(Bug::CreditsEveryPayment);
 }

@@ -224,7 +224,10 @@ impl Run {
         if let Some((_, after)) = candidates().find(|(_, after)| after.books == found) {
             self.model = after.clone();
             self.remember(op, &reply);
-            return Ok(reply);
+            return match found.lost_money() {
+                Some(lost) => Err(Broken(format!("proved money that nobody hears of: {lost}"))),
+                None => Ok(reply),
+            };
         }
         match candidates().next() {
             None => Err(Broken(format!("answered {reply:?}, and not {expected:?}"))),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::books::{Books, OrderLine};
-use super::callbacks::{ANSWERS, answer, damaged, genuine, mistaken};
+use super::callbacks::{ANSWERS, Answering, answer, damaged, genuine, mistaken};
 use super::model::LEASE_MS;
 use super::ops::{Key, Meaning, Message, Op, Payload, Told};
 use super::random::Random;
@@ -12,15 +12,14 @@ use super::run::{Broken, Run, Step, Tally, Trouble, any_trouble};
 use super::world::{MERCHANTS, Settings, key_of};
 use crate::clock::Timestamp;
 use crate::epay::Credentials;
-use crate::epay::client::{Answer, Verdict};
-use crate::gateways::name_of;
+use crate::epay::client::Answer;
+use crate::gateways::{hold_of, name_of};
 use crate::money::Amount;
-use crate::order::{NewOrder, SettledBy};
-use crate::reconcile::proven;
+use crate::order::{NewOrder, PaymentState, SettledBy};
 use crate::secret::Secret;
-use crate::settlement::{Claim, LatePolicy, Policy};
+use crate::settlement::{Claim, ClaimProof, LatePolicy, Policy};
 use crate::store::faults::Bug;
-use crate::store::{Attempt, Channel, Receipt, RefundState, Settle};
+use crate::store::{Attempt, Channel, PaymentOfDecision, Receipt, RefundState, Settle};
 
 /// How many steps a run has before everything is allowed to come right.
 const STEPS: u64 = 45;
@@ -219,7 +218,7 @@ impl Workload {
 
     async fn create(&mut self) -> Step {
         let number = self.number();
-        let param = self.random.pick(&[None, Some("a<b"), Some("7")]).map(str::to_owned);
+        let param = self.random.pick(&[None, Some("a<b"), Some("it's"), Some("7")]).map(str::to_owned);
         let order = NewOrder {
             order_no: format!("S{number:06}").parse().unwrap(),
             merchant: self
@@ -278,7 +277,7 @@ impl Workload {
             _ => None,
         };
         let Payment { merchant, order_no, trade_no, fen, .. } = payment;
-        Some(Told { merchant, order_no, trade_no, fen, paid: true, param })
+        Some(Told { merchant, order_no, trade_no: Some(trade_no), fen: Some(fen), payment: PaymentState::Paid, param })
     }
 
     /// An address that may send this merchant's notifications.
@@ -302,14 +301,19 @@ impl Workload {
     async fn tell_wrongly(&mut self) -> Step {
         let Some(mut told) = self.told() else { return Ok(()) };
         let (at, client) = (self.now(), self.client());
-        let op = match self.random.below(9) {
+        let op = match self.random.below(12) {
             // The gateway itself is wrong: what it signs has to be believed, and does no harm.
             0 => {
-                told.fen = (told.fen + self.random.between(-1, 1)).max(1);
+                let by = self.random.between(-1, 1);
+                told.fen = told.fen.map(|fen| (fen + by).max(1)).filter(|_| self.random.chance(70));
                 self.notification(told)
             }
             1 => {
-                told.paid = false;
+                told.payment = *self.random.pick(&[PaymentState::Unpaid, PaymentState::Unclear]);
+                self.notification(told)
+            }
+            9 => {
+                told.trade_no = None;
                 self.notification(told)
             }
             2 => {
@@ -386,16 +390,20 @@ impl Workload {
     }
 
     async fn ask(&mut self, order_no: &str, step: u32) -> Step {
+        let answering = self.random.weighted(&ANSWERS);
+        self.ask_and_hear(order_no, step, answering).await
+    }
+
+    async fn ask_and_hear(&mut self, order_no: &str, step: u32, answering: Answering) -> Step {
         let order = self.run.world().store().order(order_no).await.unwrap().unwrap();
         let (merchant, fen) = (order.terms.merchant.clone(), order.terms.amount.fen());
         let is_own = |payment: &&Payment| payment.order_no == order_no && payment.fen == fen;
         let paid = self.payments.iter().find(is_own).map(|payment| payment.trade_no.clone());
-        let answering = self.random.weighted(&ANSWERS);
         let (body, expected) = answer(answering, &merchant, order_no, fen, paid.as_deref());
         let credentials = Credentials::V1 { key: Secret::new(key_of(&merchant)), key_previous: None };
         let read = body.map(|body| Answer::of_reply(&credentials, body.as_bytes(), self.now()));
         let verdict = match &read {
-            Some(Ok(answer)) => name_of(&answer.verdict(&merchant, &order.terms.order_no, order.terms.amount)),
+            Some(Ok(answer)) => name_of(&answer.verdict(&merchant, &order.terms.order_no)),
             Some(Err(crate::epay::client::GatewayError::UnknownOrder)) => "unknown_order".into(),
             Some(Err(_)) | None => "no_answer".into(),
         };
@@ -404,13 +412,19 @@ impl Workload {
                 "{answering:?} about {order_no} is taken for {verdict}, and not for {expected}"
             )));
         }
-        self.step(Op::KeepAnswer { order_no: order_no.into(), at: self.now(), answer: verdict }).await?;
+        let believed = match &read {
+            Some(Ok(answer)) => Some(answer.verdict(&merchant, &order.terms.order_no)),
+            _ => None,
+        };
+        let hold = believed.as_ref().and_then(hold_of);
+        self.step(Op::KeepAnswer { order_no: order_no.into(), at: self.now(), answer: verdict, hold }).await?;
         let later = u32::try_from(self.random.between(1, 60)).unwrap();
         let mut next = self.random.chance(90).then(|| self.now().plus_seconds(later));
-        if let Some(Ok(answer)) = read
-            && let Verdict::Paid { trade_no } = answer.verdict(&merchant, &order.terms.order_no, order.terms.amount)
+        let policy = Policy { late: self.late, can_ask: true };
+        if let (Some(Ok(answer)), Some(verdict)) = (read, believed)
+            && let Some(settle) = Settle::by_answer(&order, &verdict, answer, policy, self.now())
         {
-            self.step(Op::Settle { settle: proven(&order, trade_no, answer, self.late, self.now()) }).await?;
+            self.step(Op::Settle { settle }).await?;
             next = None;
         }
         self.step(Op::Schedule { order_no: order_no.into(), step: step + 1, next }).await?;
@@ -431,12 +445,17 @@ impl Workload {
                 merchant: told.merchant,
                 order_no: told.order_no,
                 trade_no: told.trade_no,
-                amount: Amount::from_fen(told.fen).unwrap(),
-                paid: told.paid,
+                amount: told.fen.and_then(Amount::from_fen),
+                payment: told.payment,
                 param: told.param,
+                proof: self.random.weighted(&[
+                    (ClaimProof::Missing, 6),
+                    (ClaimProof::Signature, 2),
+                    (ClaimProof::Gateway, 2),
+                ]),
             },
             source: SettledBy::Notify,
-            policy: Policy { late: self.late, is_proof: self.random.chance(40) },
+            policy: Policy { late: self.late, can_ask: self.random.chance(70) },
             receipt,
         };
         self.step(Op::Settle { settle }).await?;
@@ -449,11 +468,18 @@ impl Workload {
         let op = match self.random.below(5) {
             0 => Op::Cancel { order_no, at },
             1 => Op::Acknowledge { order_no, at },
-            2 => {
-                let trade_no = self.payments.last().map(|payment| payment.trade_no.clone());
-                Op::SettleByHand { order_no, trade_no, at }
+            2 | 3 => {
+                let newest = self.payments.last().map(|payment| payment.trade_no.clone());
+                // The gateway knows a payment of the order, or it was not asked.
+                let own = self.payments.iter().rfind(|payment| payment.order_no == order_no);
+                let own = own.map(|payment| payment.trade_no.clone());
+                let payment = PaymentOfDecision {
+                    proved: own.filter(|_| self.random.chance(30)),
+                    typed: newest.filter(|_| self.random.chance(40)),
+                    paid_outside: self.random.chance(20),
+                };
+                Op::SettleByHand { order_no, payment, at }
             }
-            3 => Op::SettleByHand { order_no, trade_no: None, at },
             _ => {
                 Op::Grant { user: self.random.between(1, 4), credits: *self.random.pick(&[-20, 5, 50]), key: None, at }
             }
@@ -583,8 +609,22 @@ impl Workload {
         self.trouble_percent = 0;
         for payment in self.payments.clone() {
             let Payment { merchant, order_no, trade_no, fen, param } = payment;
-            let op = self.notification(Told { merchant, order_no, trade_no, fen, paid: true, param });
+            let told = Told {
+                merchant,
+                order_no,
+                trade_no: Some(trade_no),
+                fen: Some(fen),
+                payment: PaymentState::Paid,
+                param,
+            };
+            let op = self.notification(told);
             self.step(op).await?;
+        }
+        // Payments of orders on hold need the gateway's own word, which it gives now.
+        let on_hold = |(_, order): &(&String, &OrderLine)| order.status == "pending" && order.hold.is_some();
+        let on_hold: Vec<_> = self.run.model.books.orders.iter().filter(on_hold).map(|(no, _)| no.clone()).collect();
+        for order_no in on_hold {
+            self.ask_and_hear(&order_no, 0, Answering::Truly).await?;
         }
         self.claimed.clear();
         for channel in [Channel::Telegram, Channel::Event] {

@@ -36,9 +36,14 @@ pub(super) struct Settings {
     pub(super) bug: Option<Bug>,
 }
 
-/// The merchants: V1 with a key and the one before it, V1 from some addresses only, V2, and V1 once more.
+/// The merchants: V1 with a key and the one before it, and a gateway that can be asked, V1 from some addresses only, V2, and V1 once more.
 pub(super) const MERCHANTS: [&str; 4] = ["1002", "1003", "1004", "1005"];
 pub(super) const KEY_PREVIOUS: &str = "the key of 1002 before";
+
+/// Whether the merchant's gateway can be asked about an order.
+pub(super) fn can_be_asked(merchant: &str) -> bool {
+    merchant == "1002"
+}
 
 pub(super) fn key_of(merchant: &str) -> String {
     format!("the key of {merchant}")
@@ -48,6 +53,7 @@ fn config(late: LatePolicy) -> Config {
     let text = format!(
         "[orders]\nlate = \"{late}\"\n
          [[merchant]]\npid = \"1002\"\nkey = \"{}\"\nkey_previous = \"{KEY_PREVIOUS}\"\n
+         gateway_url = \"http://127.0.0.1:9/\"\n
          [[merchant]]\npid = \"1003\"\nkey = \"{}\"\nallow_ips = [\"203.0.113.0/24\"]\n
          [[merchant]]\npid = \"1004\"\nprotocol = \"v2\"\nplatform_public_key_file = \"v2_platform_public.pem\"\n
          [[merchant]]\npid = \"1005\"\nkey = \"{}\"\n",
@@ -335,16 +341,16 @@ async fn run(store: &Store, notify: &Notify, op: &Op) -> String {
             }
         }
         Op::Settle { settle } => store.settle(settle).await.map(|settlement| settlement.outcome.name().to_owned()),
-        Op::KeepAnswer { order_no, at, answer } => {
-            let answered = Answered { order_no, at, cause: Cause::Reconcile, answer, detail: String::new() };
+        Op::KeepAnswer { order_no, at, answer, hold } => {
+            let answered = Answered { order_no, at, cause: Cause::Reconcile, answer, detail: String::new(), hold };
             store.keep_answer(answered).await.map(done)
         }
         Op::Schedule { order_no, step, next } => store.schedule_question(order_no, step, next).await.map(done),
         Op::DueQuestions { merchant, now, limit } => store.due_questions(merchant, now, limit).await.map(|due| {
             listed(due.into_iter().map(|question| format!("{}/{}", question.order.terms.order_no, question.step)))
         }),
-        Op::SettleByHand { order_no, trade_no, at } => {
-            store.settle_by_hand(by_hand(order_no, at), trade_no).await.map(|_| "done".to_owned())
+        Op::SettleByHand { order_no, payment, at } => {
+            store.settle_by_hand(by_hand(order_no, at), payment).await.map(|_| "done".to_owned())
         }
         Op::Cancel { order_no, at } => store.cancel(by_hand(order_no, at)).await.map(|_| "done".to_owned()),
         Op::Acknowledge { order_no, at } => store.acknowledge(by_hand(order_no, at), None).await.map(listed),
@@ -412,6 +418,7 @@ fn name_of(error: &StoreError) -> &'static str {
         StoreError::NoSuchOrder(_) => "no_such_order",
         StoreError::WrongStatus { .. } => "wrong_status",
         StoreError::TradeReused { .. } => "trade_reused",
+        StoreError::ChoosePayment { .. } => "choose_payment",
         StoreError::NotPaidAgain(_) => "not_paid_again",
         StoreError::KeyReused => "key_reused",
         // Only a planted bug leaves a job without an answer.

@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use super::*;
 use crate::clock::Timestamp;
 use crate::settlement::Outcome;
-use crate::store::{ByHand, Settle, fixtures};
+use crate::store::{ByHand, PaymentOfDecision, Settle, fixtures};
 
 const NOW: i64 = 1_700_000_000_000;
 
@@ -38,7 +38,7 @@ impl Books {
         }
         store.begin_refund(by_hand("REFUNDED3"), false).await.unwrap();
         store.finish_refund("REFUNDED3".into(), "yes".into(), true, at()).await.unwrap();
-        store.settle_by_hand(by_hand("BYHAND5"), None).await.unwrap();
+        store.settle_by_hand(by_hand("BYHAND5"), PaymentOfDecision::default()).await.unwrap();
         store.close().await.unwrap();
         books
     }
@@ -133,6 +133,20 @@ async fn each_kind_of_damage_is_found_and_named() {
             "INSERT INTO receipts (id, received_at_ms, source, outcome, merchant, order_no, trade_no, order_id, payload)
              VALUES (99, 0, 'notify', 'settled', '1002', 'PENDING4', 'T4', 4, x'')",
             &["receipt_kept: receipts 99 receipt_for_unsettled"],
+        ),
+        ("UPDATE orders SET trade_no = 'T9' WHERE id = 5", &["receipt_kept: receipts 5 receipt_differs"]),
+        (
+            "UPDATE orders SET trade_no = 'T9', paid_outside = 1 WHERE id = 5;
+             INSERT INTO receipts (id, received_at_ms, source, outcome, merchant, order_no, trade_no, order_id, payload, alert)
+             VALUES (99, 0, 'notify', 'duplicate', '1002', 'BYHAND5', 'T9', 5, x'', 'adopted')",
+            &["receipt_kept: receipts 5 receipt_differs"],
+        ),
+        (
+            "UPDATE orders SET trade_no = 'T9' WHERE id = 5;
+             INSERT INTO receipts (id, received_at_ms, source, outcome, merchant, order_no, trade_no, order_id, payload, alert)
+             VALUES (98, 0, 'notify', 'duplicate', '1002', 'BYHAND5', 'T9', 5, x'', 'adopted'),
+                    (99, 0, 'notify', 'duplicate', '1002', 'BYHAND5', 'T8', 5, x'', 'adopted')",
+            &["receipt_kept: receipts 5 receipt_differs"],
         ),
         ("UPDATE receipts SET order_id = 44 WHERE id = 4", &["references: receipts 4 dangling"]),
         (
