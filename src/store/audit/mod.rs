@@ -277,7 +277,7 @@ impl Auditor {
             "SELECT order_id, id, telegram_id, kind, credits FROM ledger WHERE order_id IS NOT NULL ORDER BY order_id",
         )?;
         let mut receipts = db.prepare(
-            "SELECT order_id, id, source, outcome, merchant, trade_no FROM receipts WHERE order_id IS NOT NULL
+            "SELECT order_id, id, source, outcome, merchant, trade_no, alert FROM receipts WHERE order_id IS NOT NULL
              ORDER BY order_id",
         )?;
         let mut messages =
