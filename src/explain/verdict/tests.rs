@@ -127,7 +127,7 @@ fn every_story_has_its_verdict() {
     use VerdictCode as V;
     let paid = || Tale::of(Paid).received("settled", "T1");
     let unpaid = || Tale::of(Pending);
-    let cases = [
+    let cases = vec![
         (Tale::of_nobody(), V::NothingKnown),
         (Tale::of_nobody().received("unknown_order", "T1"), V::UnknownOrder),
         (Tale::of_nobody().rejected("bad_signature", None), V::OnlyRejected),
