@@ -314,7 +314,97 @@ impl Drop for Place<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, DatabaseUrl};
+    use crate::money::Amount;
     use crate::outgoing::OutgoingError;
+    use crate::outgoing::loopback::{Act, Loopback};
+    use crate::store::fixtures;
+
+    /// A merchant with one unpaid order, `ORDER1`, at a gateway that answers so.
+    struct Shop {
+        _directory: tempfile::TempDir,
+        server: Loopback,
+        store: Store,
+        gateways: Gateways,
+    }
+
+    impl Shop {
+        async fn open(answers: &[&str]) -> Self {
+            let acts = answers.iter().map(|answer| Act::reply("200 OK", answer)).collect();
+            let (directory, server) = (tempfile::tempdir().unwrap(), Loopback::start(acts).await);
+            let text = format!("[[merchant]]\npid = \"1002\"\nkey = \"k\"\ngateway_url = \"{}\"\n", server.url(""));
+            let config = Current::new(Config::from_toml(&text, directory.path()).unwrap());
+            let store = Store::open(&DatabaseUrl::Sqlite(directory.path().join("x.db"))).await.unwrap();
+            store.create_order(fixtures::order("ORDER1", 1001, Timestamp::now())).await.unwrap();
+            let gateways = Gateways::new(&config, &store, &Client::new());
+            Self { _directory: directory, server, store, gateways }
+        }
+
+        async fn order(&self) -> Order {
+            self.store.order("ORDER1").await.unwrap().unwrap()
+        }
+
+        async fn ask(&self) -> Result<Verdict, AskError> {
+            let order = self.order().await;
+            self.gateways.ask(&order, Cause::Reconcile, Duration::from_secs(20)).await.map(|(verdict, _)| verdict)
+        }
+    }
+
+    fn answer(status: u8, trade_no: &str) -> String {
+        format!(
+            r#"{{"code":1,"pid":"1002","out_trade_no":"ORDER1","trade_no":"{trade_no}","money":"36.00","status":{status}}}"#
+        )
+    }
+
+    #[tokio::test]
+    async fn what_the_gateway_says_of_the_money_stays_with_the_order() {
+        for (status, hold) in [
+            (0, None),
+            (1, None),
+            (2, Some(Hold::Refunded)),
+            (3, Some(Hold::Frozen)),
+            (4, Some(Hold::PreAuthorised)),
+            (7, None),
+        ] {
+            let shop = Shop::open(&[&answer(status, "T1")]).await;
+            shop.ask().await.unwrap();
+            assert_eq!(shop.order().await.hold, hold, "{status}");
+        }
+        // An answer that is about another order, or that contradicts itself, is no state of this one.
+        let shop = Shop::open(&[&answer(3, "T1").replace("ORDER1", "ORDER2")]).await;
+        assert_eq!(shop.ask().await, Ok(Verdict::Contradicts("out_trade_no")));
+        assert_eq!(shop.order().await.hold, None);
+    }
+
+    /// What is acted on without being stored could be undone by the next callback.
+    #[tokio::test]
+    async fn an_answer_that_cannot_be_stored_is_none() {
+        let shop = Shop::open(&[&answer(1, "T1")]).await;
+        let order = shop.order().await;
+        shop.store.close().await.unwrap();
+        let asked = shop.gateways.ask(&order, Cause::Notify, Duration::from_secs(20)).await;
+        assert_eq!(asked.map(|(verdict, _)| verdict), Err(AskError::NotStored));
+        assert_eq!(shop.server.requests().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_answer_about_another_payment_than_the_one_asked_about_is_not_believed() {
+        let amount = Amount::from_fen(3600).unwrap();
+        for (status, said, expected) in [
+            (1, "T2", Verdict::Paid { trade_no: "T2".into(), amount }),
+            (2, "T2", Verdict::Refunded { trade_no: "T2".into(), amount }),
+            (1, "T1", Verdict::Contradicts("trade_no")),
+            (2, "T1", Verdict::Contradicts("trade_no")),
+            (0, "T1", Verdict::Unpaid),
+        ] {
+            let shop = Shop::open(&[&answer(status, said)]).await;
+            let order = shop.order().await;
+            let asked = shop.gateways.ask_about_payment(&order, "T2", Cause::Notify, Duration::from_secs(20)).await;
+            assert_eq!(asked.map(|(verdict, _)| verdict), Ok(expected));
+            let request = &shop.server.requests()[0];
+            assert!(request.contains("&trade_no=T2") && !request.contains("out_trade_no"), "{request}");
+        }
+    }
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_millis(50)

@@ -29,6 +29,7 @@ const ORDER: &[&str] = &[
     "gateways",
     "checkout",
     "refund",
+    "manual",
     "reconcile",
     "explain",
     "server",
@@ -221,6 +222,8 @@ fn every_text_is_there_and_every_text_is_used() {
         "diagnosis.",
         "explain.",
         "verdict.",
+        "review_reason.",
+        "hold.",
     ];
     for key in &known {
         let is_used = source.contains(&format!("\"{key}\"")) || by_name.iter().any(|group| key.starts_with(group));

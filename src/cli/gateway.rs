@@ -41,6 +41,7 @@ The gateway is at submit.php, mapi.php, api.php and api/pay/…; set gateway_url
 For tests, on the same address:
   POST /simulate/pay       out_trade_no=…[&money=…]   pay as a buyer would
   POST /simulate/callback  out_trade_no=…             send the callback of a paid order again, now
+  POST /simulate/keep-back out_trade_no=…[&state=…]   keep its money: frozen, pre_authorised; without a state: give it out
   POST /simulate/faults    fault=NAME=P&fault=…       change the faults; an empty body: none
   GET  /simulate/orders                               every order, as JSON
 

@@ -360,11 +360,12 @@ impl Check<'_> {
             return self.error("package.id", t!("config.bad_package_id", id = id));
         }
         let fatal = fatal_faults_of_gateway_text(&written.name);
-        if fatal.is_empty() {
-            faults_of_gateway_text(&written.name).into_iter().for_each(|fault| self.warn(&key("name"), fault));
-        }
-        for fault in fatal {
-            self.error::<()>(&key("name"), fault);
+        for fault in faults_of_gateway_text(&written.name) {
+            if fatal.is_empty() {
+                self.warn(&key("name"), fault);
+            } else {
+                self.error::<()>(&key("name"), fault);
+            }
         }
         if !(1..=CREDITS_MAX).contains(&written.credits) {
             self.error::<()>(&key("credits"), t!("config.bad_credits", max = CREDITS_MAX));

@@ -95,6 +95,7 @@ impl SignedCallback {
 mod tests {
     use super::super::{Credentials, PlatformKey, Unverified};
     use super::*;
+    use crate::order::PaymentState;
 
     fn paid() -> CallbackFields {
         CallbackFields {
@@ -111,7 +112,10 @@ mod tests {
 
     fn is_believed(callback: &SignedCallback, credentials: &Credentials, now: Timestamp) -> bool {
         let encoded = encode(callback.fields());
-        Unverified::parse(encoded.as_bytes()).unwrap().verify(credentials, now).is_ok_and(|n| n.paid)
+        Unverified::parse(encoded.as_bytes())
+            .unwrap()
+            .verify(credentials, now)
+            .is_ok_and(|n| n.payment == PaymentState::Paid)
     }
 
     #[test]

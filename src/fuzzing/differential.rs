@@ -1,6 +1,8 @@
 use super::plain::{self, Fields};
 use super::{KEY, now, v1};
 use crate::epay::Unverified;
+use crate::money::Amount;
+use crate::order::PaymentState;
 
 /// The merchant that both programs are asked to believe.
 pub const PID: &str = "1001";
@@ -23,9 +25,9 @@ pub struct OtherReading {
     pub param: String,
 }
 
-/// What both programs believe they read alike. We believe less only where a field has a second reading or is blank,
-/// or where money or the merchant is written in another way than the protocol's; and more only where the other one
-/// has limits that the protocol has not.
+/// What both programs believe they read alike, except for money that is written in another way than the protocol's, which
+/// we do not read. We believe less only where a field has a second reading, the merchant is written in another way, or
+/// the order or the signature is blank; and more only where the other one has limits that the protocol has not.
 ///
 /// `data` is a query string, behind one byte that says how it is signed, if it is; `other` is the other program,
 /// asked about the merchant [`PID`] with the key [`KEY`].
@@ -54,13 +56,20 @@ pub fn differential(data: &[u8], other: impl Fn(&str) -> Option<OtherReading>) {
         (Some(ours), Some(other)) => {
             let ours = OtherReading {
                 out_trade_no: ours.out_trade_no,
-                trade_no: ours.trade_no,
-                money_fen: Some(ours.money.fen()),
-                paid: ours.paid,
+                trade_no: ours.trade_no.unwrap_or_default(),
+                money_fen: ours.money.map(Amount::fen),
+                paid: ours.payment == PaymentState::Paid,
                 param: ours.param.unwrap_or_default(),
             };
-            let other =
-                OtherReading { param: Some(other.param).filter(|p| !plain::is_blank(p)).unwrap_or_default(), ..other };
+            let said = |text: String| Some(text).filter(|text| !plain::is_blank(text)).unwrap_or_default();
+            let money = plain::value(&fields, "money").unwrap_or_default();
+            let other = OtherReading {
+                param: said(other.param),
+                trade_no: said(other.trade_no),
+                // Money with white space, a sign or an underscore is no money here: it settles nothing.
+                money_fen: other.money_fen.filter(|_| plain::fen(money).is_some()),
+                ..other
+            };
             assert_eq!(ours, other, "{query}");
         }
         (None, Some(_)) => assert!(is_ours_to_refuse(&fields), "{query} is not believed"),
@@ -69,15 +78,14 @@ pub fn differential(data: &[u8], other: impl Fn(&str) -> Option<OtherReading>) {
     }
 }
 
-/// Where we are stricter: a second reading, a blank field that is needed, money with white space, a sign or an
-/// underscore, and a merchant or a signature that is written in another way.
+/// Where we are stricter: a second reading, a blank field that is needed, and a merchant that is written in another way.
 fn is_ours_to_refuse(fields: &Fields) -> bool {
     let pid = plain::value(fields, "pid").unwrap_or_default();
     !plain::has_one_reading(fields) || !plain::is_complete(fields) || pid != PID
 }
 
 /// Where the other one is stricter: it insists on `sign_type`, on a type and a name, on the numbers' letters and
-/// lengths, and on money above zero; it knows one dialect of blank values; and it reads 16 KiB.
+/// lengths, and on money that is a number above zero; it knows one dialect of blank values; and it reads 16 KiB.
 fn is_theirs_to_refuse(query: &str, fields: &Fields) -> bool {
     let value = |key| plain::value(fields, key).unwrap_or_default();
     let is_word = |key, punctuation: &str, length_max: usize| {
@@ -93,7 +101,7 @@ fn is_theirs_to_refuse(query: &str, fields: &Fields) -> bool {
         || name.trim().is_empty()
         || name.len() > 255
         || name.chars().any(char::is_control)
-        || plain::fen(value("money")) == Some(0)
+        || plain::fen(value("money")).is_none_or(|fen| fen == 0)
         || !value("sign").eq_ignore_ascii_case(&plain::sign(fields, false, KEY))
         || value("trade_status").trim().is_empty()
         // More digits than its numbers have.

@@ -3,6 +3,7 @@
 use md5::{Digest, Md5};
 
 use super::script::Script;
+use crate::order::PaymentState;
 
 /// Keys and values, decoded.
 pub(super) type Fields = Vec<(String, String)>;
@@ -10,8 +11,11 @@ pub(super) type Fields = Vec<(String, String)>;
 /// Fields that only a request to a gateway has.
 const OF_REQUESTS: [&str; 5] = ["notify_url", "return_url", "clientip", "device", "key"];
 
-/// What a notification cannot do without.
-const REQUIRED: [&str; 6] = ["pid", "trade_no", "out_trade_no", "trade_status", "money", "sign"];
+/// A notification without one of these cannot be matched with a merchant, an order or a key.
+const REQUIRED: [&str; 3] = ["pid", "out_trade_no", "sign"];
+
+/// The longest name of an entity, in letters, and the shortest.
+const ENTITY_LETTERS: std::ops::RangeInclusive<usize> = 2..=8;
 
 /// The fields of a query string or form body; `None` where its encoding is broken.
 pub(super) fn read(encoded: &[u8]) -> Option<Fields> {
@@ -73,8 +77,8 @@ pub(super) fn is_blank(value: &str) -> bool {
     value.trim_matches([' ', '\t', '\n', '\r', '\0', '\x0b']).is_empty()
 }
 
-/// Whether every field can be read in one way: letters, digits and `_.-` in keys, no key twice, no `&` outside the
-/// five entities, nothing that only requests have, and not more than a hundred.
+/// Whether every field can be read in one way: letters, digits and `_.-` in keys, no key twice, no `&` outside an
+/// entity, nothing that only requests have, and not more than a hundred.
 pub(super) fn has_one_reading(fields: &Fields) -> bool {
     let is_fine = |(key, value): &(String, String)| {
         is_key(key) && !has_bare_ampersand(value) && !OF_REQUESTS.contains(&key.as_str())
@@ -90,18 +94,29 @@ pub(super) fn has_key_twice(fields: &Fields) -> bool {
     fields.iter().enumerate().any(|(at, (key, _))| fields[..at].iter().any(|(earlier, _)| earlier == key))
 }
 
+/// Whether an `&` stands there that begins no entity: 2 to 8 letters and a `;`, or `#`, digits and a `;`.
 pub(super) fn has_bare_ampersand(value: &str) -> bool {
-    let without = ["&amp;", "&quot;", "&lt;", "&gt;", "&#039;"].iter().fold(value.to_owned(), |value, entity| {
-        // Something in its place, so that what stood around it does not become an entity.
-        value.replace(entity, "\u{1}")
-    });
-    without.contains('&')
+    let characters: Vec<char> = value.chars().collect();
+    let begins_entity = |at: usize| {
+        let (is_name, from): (fn(&char) -> bool, usize) = match characters.get(at + 1) {
+            Some('#') => (char::is_ascii_digit, at + 2),
+            _ => (char::is_ascii_alphabetic, at + 1),
+        };
+        let length = characters[from.min(characters.len())..].iter().take_while(|c| is_name(c)).count();
+        let is_long_enough = if from == at + 2 { length > 0 } else { ENTITY_LETTERS.contains(&length) };
+        is_long_enough && characters.get(from + length) == Some(&';')
+    };
+    characters.iter().enumerate().any(|(at, character)| *character == '&' && !begins_entity(at))
 }
 
-/// Whether the fields have what a notification needs.
+/// Whether the fields have what a notification needs to be somebody's word on some order.
 pub(super) fn is_complete(fields: &Fields) -> bool {
-    let is_there = |key: &str| value(fields, key).is_some_and(|value| !is_blank(value));
-    REQUIRED.iter().all(|key| is_there(key)) && value(fields, "money").is_some_and(|money| fen(money).is_some())
+    REQUIRED.iter().all(|key| said(fields, key).is_some())
+}
+
+/// The value of a field that is not blank.
+pub(super) fn said<'a>(fields: &'a Fields, key: &str) -> Option<&'a str> {
+    value(fields, key).filter(|value| !is_blank(value))
 }
 
 /// The fields that a signature is made over, in their order.
@@ -153,6 +168,16 @@ pub(super) fn is_signed(fields: &Fields, key: &str) -> bool {
     let sign_type = value(fields, "sign_type").unwrap_or_default().to_ascii_lowercase();
     let claimed = value(fields, "sign").unwrap_or_default().to_ascii_lowercase();
     matches!(sign_type.as_str(), "" | "md5") && [true, false].iter().any(|blank| sign(fields, *blank, key) == claimed)
+}
+
+/// What the status means: one word for paid, some for a payment that never came or went back, and no other is known.
+pub(super) fn payment(fields: &Fields) -> PaymentState {
+    let not_paid = ["WAIT_BUYER_PAY", "TRADE_CLOSED", "TRADE_REFUND", "REFUND_SUCCESS", "SETTLEMENT_SUCCESS"];
+    match value(fields, "trade_status") {
+        Some("TRADE_SUCCESS") => PaymentState::Paid,
+        Some(status) if not_paid.contains(&status) => PaymentState::Unpaid,
+        _ => PaymentState::Unclear,
+    }
 }
 
 /// What an amount is in fen, where it is digits, perhaps with a point and more digits behind it, of which none beyond

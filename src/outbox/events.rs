@@ -158,7 +158,7 @@ fn signature(key: &hmac::Key, id: &str, seconds: i64, body: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::order::{NewOrder, SettledBy};
+    use crate::order::{NewOrder, ReviewReason, SettledBy};
 
     #[test]
     fn the_signature_is_that_of_the_specification() {
@@ -175,7 +175,13 @@ mod tests {
             id: 1,
             news,
             order: Order {
-                terms: NewOrder {
+                stored_status: status,
+                trade_no: is_paid.then(|| "T1".into()),
+                settled_by: is_paid.then_some(SettledBy::Manual),
+                paid_at: is_paid.then_some(at),
+                // It stays with the order when a person has settled it.
+                review_reason: Some(ReviewReason::Amount),
+                ..Order::new(NewOrder {
                     order_no: "ORDER1".parse().unwrap(),
                     merchant: "1002".into(),
                     telegram_id: 1001,
@@ -187,12 +193,7 @@ mod tests {
                     param: None,
                     created_at: at,
                     expires_at: at,
-                },
-                pay_page: None,
-                stored_status: status,
-                trade_no: is_paid.then(|| "T1".into()),
-                settled_by: is_paid.then_some(SettledBy::Manual),
-                paid_at: is_paid.then_some(at),
+                })
             },
             language: None,
             balance: 70,
@@ -212,7 +213,7 @@ mod tests {
         assert_eq!(event.id, "evt_ORDER1_settled");
         assert_eq!(
             std::str::from_utf8(&event.body).unwrap(),
-            r#"{"data":{"amount":"36.00","created_at":"2026-01-02T03:04:05Z","credits":70,"merchant":"1002","order_no":"ORDER1","package":"silver","paid_at":"2026-01-02T03:04:05Z","pay_url":null,"settled_by":"manual","status":"paid","telegram_id":1001,"trade_no":"T1","type":"alipay"},"timestamp":"2026-01-02T03:04:05Z","type":"order.settled"}"#
+            r#"{"data":{"amount":"36.00","created_at":"2026-01-02T03:04:05Z","credits":70,"merchant":"1002","order_no":"ORDER1","package":"silver","paid_at":"2026-01-02T03:04:05Z","pay_url":null,"review_reason":null,"settled_by":"manual","status":"paid","telegram_id":1001,"trade_no":"T1","type":"alipay"},"timestamp":"2026-01-02T03:04:05Z","type":"order.settled"}"#
         );
         for (news, then, later) in [
             (News::Settled, OrderStatus::Paid, OrderStatus::Refunded),

@@ -225,9 +225,10 @@ impl Report {
             let order = excerpt(order_no, DETAIL_CHARS_TOLD);
             let mut line = t!(format!("notice.{kind}"), count = count, order = order).into_owned();
             let amount = |amount: &Option<Amount>| amount.map_or_else(|| "?".to_owned(), |amount| amount.to_string());
-            line.push_str(&match due {
-                Some(_) => t!("notice.due_and_paid", due = amount(due), paid = amount(paid)),
-                None => t!("notice.paid", paid = amount(paid)),
+            line.push_str(&if due.is_some() {
+                t!("notice.due_and_paid", due = amount(due), paid = amount(paid))
+            } else {
+                t!("notice.paid", paid = amount(paid))
             });
             lines.push(line);
         }

@@ -156,16 +156,7 @@ fn nothing_is_planned_beyond_its_time() {
     let now = Timestamp::now();
     let since = |seconds: i64| Timestamp::from_ms(now.ms() - seconds * 1000);
     let row = |tried_since| {
-        let terms = fixtures::order("ORDER1", 1, now);
-        let stored_status = crate::order::OrderStatus::Paid;
-        let order = crate::order::Order {
-            terms,
-            pay_page: None,
-            stored_status,
-            trade_no: None,
-            settled_by: None,
-            paid_at: None,
-        };
+        let order = crate::order::Order::new(fixtures::order("ORDER1", 1, now));
         Delivery {
             id: 1,
             news: crate::store::News::Settled,

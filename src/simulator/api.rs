@@ -155,8 +155,8 @@ impl Simulator {
             }
             Endpoint::RefundV1 => {
                 merchant.check_key(require(form, "key")?)?;
-                let (_, refund) = self.refund(&merchant.pid, form, None)?;
-                Ok(reply::refunded_v1(&refund))
+                let (trade, refund) = self.refund(&merchant.pid, form, None)?;
+                Ok(reply::refunded_v1(&trade, &refund))
             }
             Endpoint::V2(action) => {
                 let platform_key = merchant.check_v2(form, asked.now)?;

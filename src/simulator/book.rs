@@ -6,6 +6,7 @@ use super::refusal::Refusal;
 use super::request::Purchase;
 use crate::clock::Timestamp;
 use crate::money::Amount;
+use crate::named::named_enum;
 
 /// How many orders are kept; there is no room for more.
 pub(super) const ORDERS_MAX: usize = 100_000;
@@ -24,6 +25,8 @@ pub(super) struct Trade {
     pub(super) clientip: String,
     pub(super) created_at: Timestamp,
     pub(super) state: State,
+    /// Money that the gateway keeps from the merchant, which it calls by this state.
+    pub(super) kept_back: Option<KeptBack>,
     /// How many callbacks were sent.
     pub(super) callbacks: u32,
     /// Whether an honest one was answered `success`.
@@ -48,13 +51,25 @@ pub(super) enum State {
     },
 }
 
+named_enum! {
+    /// Why the merchant does not have the money.
+    KeptBack {
+        /// The gateway has frozen the payment.
+        Frozen = "frozen",
+        /// The buyer's money is reserved, and not taken.
+        PreAuthorised = "pre_authorised",
+    }
+}
+
 impl Trade {
-    /// What gateways call the state: 0 unpaid, 1 paid, 2 refunded, also in part.
+    /// The number that gateways have for the state: 0 unpaid, 1 paid, 2 refunded, also in part, 3 frozen, 4 pre-authorised.
     pub(super) fn status(&self) -> u8 {
-        match self.state {
-            State::Unpaid | State::Closed => 0,
-            State::Paid { refunds: 0, .. } => 1,
-            State::Paid { .. } => 2,
+        match (self.kept_back, self.state) {
+            (Some(KeptBack::Frozen), _) => 3,
+            (Some(KeptBack::PreAuthorised), _) => 4,
+            (None, State::Unpaid | State::Closed) => 0,
+            (None, State::Paid { refunds: 0, .. }) => 1,
+            (None, State::Paid { .. }) => 2,
         }
     }
 
@@ -170,6 +185,7 @@ impl Book {
             clientip: clientip.to_owned(),
             created_at: now,
             state: State::Unpaid,
+            kept_back: None,
             callbacks: 0,
             delivered: false,
             queries: 0,
@@ -215,6 +231,11 @@ impl Book {
                 Ok(true)
             }
         }
+    }
+
+    /// Has the gateway keep the money of an order from the merchant, or give it out again.
+    pub(super) fn keep_back(&mut self, order: u64, kept_back: Option<KeptBack>) {
+        self.get_mut(order).kept_back = kept_back;
     }
 
     /// Calls an unpaid order off.
@@ -337,6 +358,19 @@ mod tests {
         assert_eq!(book.pay(1, None, now()), Err(Refusal::Closed));
         assert_eq!(create(&mut book, purchase("B")), Err(Refusal::Closed));
         assert_eq!(book.get(1).status(), 0);
+    }
+
+    #[test]
+    fn money_that_is_kept_back_has_a_state_of_its_own() {
+        let mut book = Book::default();
+        create(&mut book, purchase("A")).unwrap();
+        for (kept_back, status) in [(Some(KeptBack::PreAuthorised), 4), (Some(KeptBack::Frozen), 3), (None, 0)] {
+            book.keep_back(0, kept_back);
+            assert_eq!(book.get(0).status(), status);
+        }
+        book.pay(0, None, now()).unwrap();
+        book.keep_back(0, Some(KeptBack::Frozen));
+        assert_eq!((book.get(0).status(), book.get(0).money()), (3, yuan("36.00")));
     }
 
     #[test]

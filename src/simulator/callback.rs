@@ -31,12 +31,29 @@ pub(super) fn fields(trade: &Trade) -> CallbackFields {
         trade_no: trade.trade_no.clone(),
         out_trade_no: trade.purchase.out_trade_no.clone(),
         payment_type: trade.payment_type().to_owned(),
-        name: trade.purchase.name.clone(),
+        name: escaped(&trade.purchase.name),
         money: trade.money().to_string(),
         trade_status: "TRADE_SUCCESS".into(),
         // As PHP's `empty` has it.
-        param: Some(param.clone()).filter(|param| !matches!(param.as_str(), "" | "0")),
+        param: Some(escaped(param)).filter(|param| !matches!(param.as_str(), "" | "0")),
     }
+}
+
+/// A text as PHP's `htmlspecialchars(addslashes($text))` writes it.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\'' => escaped.push_str(r"\&#039;"),
+            '"' => escaped.push_str(r"\&quot;"),
+            '\\' => escaped.push_str(r"\\"),
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            character => escaped.push(character),
+        }
+    }
+    escaped
 }
 
 /// The callback for an order, signed; `spoilt` as one of [`SPOILING`] says.
@@ -78,6 +95,19 @@ mod tests {
         assert_eq!(seconds(60, 5, 2), [120, 180, 300, 1260, 3420]);
         assert_eq!(seconds(1, 3, 0), [0, 1, 3]);
         assert_eq!(seconds(1, 9, 0).len(), 5);
+    }
+
+    #[test]
+    fn texts_come_back_as_php_escapes_them() {
+        for (text, expected) in [
+            ("VIP白银 (1)", "VIP白银 (1)"),
+            ("it's", r"it\&#039;s"),
+            ("\"q\"", r"\&quot;q\&quot;"),
+            (r"a\b", r"a\\b"),
+            ("<&>", "&lt;&amp;&gt;"),
+        ] {
+            assert_eq!(escaped(text), expected);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::book::{State, Trade};
+use super::book::{KeptBack, State, Trade};
 use super::refusal::Refusal;
 use super::request::{self, require};
 use super::{Asked, FaultAsked, Faults, Reaction, Simulator, lock};
@@ -22,8 +22,9 @@ impl Simulator {
                 Ok(order) => return Reaction::SendCallback(order),
                 Err(refusal) => Err(refusal),
             },
+            "keep-back" if is_post => self.simulate_keeping_back(asked),
             "faults" if is_post => self.simulate_faults(asked),
-            "orders" | "pay" | "callback" | "faults" => {
+            "orders" | "pay" | "callback" | "keep-back" | "faults" => {
                 return Reaction::Json(StatusCode::METHOD_NOT_ALLOWED, Value::Null);
             }
             _ => return Reaction::Json(StatusCode::NOT_FOUND, Value::Null),
@@ -52,6 +53,19 @@ impl Simulator {
         let order = self.book().of_any(out_trade_no).ok_or(Refusal::UnknownOrder)?.order;
         self.pay_order(order, money)?;
         Ok(shown(self.book().get(order)))
+    }
+
+    /// Keeps the money of an order from the merchant: `state` is `frozen`, `pre_authorised`, or absent to give it out again.
+    fn simulate_keeping_back(&self, asked: &Asked) -> Result<Value, Refusal> {
+        let form = request::read(asked.body)?;
+        let kept_back = match form.get("state") {
+            None => None,
+            Some(state) => Some(KeptBack::from_name(state).ok_or(Refusal::Bad("state"))?),
+        };
+        let mut book = self.book();
+        let order = book.of_any(require(&form, "out_trade_no")?).ok_or(Refusal::UnknownOrder)?.order;
+        book.keep_back(order, kept_back);
+        Ok(shown(book.get(order)))
     }
 
     fn paid_order(&self, asked: &Asked) -> Result<u64, Refusal> {

@@ -81,9 +81,12 @@ pub(super) fn merchant_v1(pid: &str, key: &Secret, orders: usize) -> Value {
     })
 }
 
-/// `api.php?act=refund`.
-pub(super) fn refunded_v1(refund: &Refund) -> Value {
-    json!({ "code": 0, "msg": format!("退款成功！退款金额¥{}", refund.money) })
+/// `api.php?act=refund`: V1 has no field for the merchant's number of a refund, and the gateway makes one up.
+pub(super) fn refunded_v1(trade: &Trade, refund: &Refund) -> Value {
+    json!({
+        "code": 0, "msg": format!("退款成功！退款金额¥{}", refund.money), "refund_no": refund.number,
+        "out_refund_no": format!("R{}", refund.number), "trade_no": trade.trade_no, "money": refund.money,
+    })
 }
 
 /// A refusal, which nobody signs.

@@ -19,8 +19,8 @@ fn an_orders_json_has_just_the_keys_of_the_contract() {
         outcome.stdout,
         format!(
             "{{\"amount\":\"36.00\",\"created_at\":\"{created_at}\",\"credits\":70,\"merchant\":\"1002\",\
-             \"order_no\":\"{order_no}\",\"package\":\"silver\",\"paid_at\":null,\"pay_url\":null,\"settled_by\":null,\
-             \"status\":\"pending\",\"telegram_id\":1001,\"trade_no\":null,\"type\":\"alipay\"}}\n"
+             \"order_no\":\"{order_no}\",\"package\":\"silver\",\"paid_at\":null,\"pay_url\":null,\"review_reason\":null,\
+             \"settled_by\":null,\"status\":\"pending\",\"telegram_id\":1001,\"trade_no\":null,\"type\":\"alipay\"}}\n"
         )
     );
     assert_eq!(sandbox.run(&["orders", "show", order_no, "--json"]).stdout, outcome.stdout);

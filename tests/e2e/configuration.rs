@@ -47,7 +47,7 @@ fn each_mistake_names_file_key_and_remedy_and_exits_6() {
         (package.replace("\"N\"", "\"A=B\""), "package[p].name", "`=`"),
         (package.replace("\"N\"", "\"A+B\""), "package[p].name", "`+`"),
         (package.replace("\"N\"", "\"A%B\""), "package[p].name", "`%`"),
-        (package.replace("\"N\"", "\"A\\u0007B\""), "package[p].name", "`\\u{7}`"),
+        (package.replace("\"N\"", "\"A\\u0007B\""), "package[p].name", "`U+0007`"),
         (merchant.replace("key = \"k\"", "key_file = \"none\""), "merchant[1002].key_file", "No such file"),
         ("listen = ".into(), "listen", "第 1 行"),
     ] {

@@ -260,22 +260,17 @@ fn the_return_page_shows_what_the_store_says() {
 fn the_return_page_escapes_product_names() {
     let sandbox = Sandbox::new();
     let service = sandbox.serve();
-    let order = sandbox.json(&[
-        "orders",
-        "create",
-        "--telegram-id",
-        "1",
-        "--amount",
-        "36.00",
-        "--credits",
-        "1",
-        "--name",
-        "<b>x</b>\"'",
-        "--merchant",
-        PID,
-        "--json",
-    ]);
-    let form = Notification::of(order["order_no"].as_str().unwrap()).form();
+    sandbox.order(1);
+    // An order that was made before such names were refused.
+    sandbox
+        .database()
+        .execute(
+            "INSERT INTO orders (order_no, merchant, telegram_id, name, type, amount_fen, credits, created_at_ms, expires_at_ms)
+             VALUES ('OLD1', '1002', 1, ?, 'alipay', 3600, 1, 0, 9999999999999)",
+            ["<b>x</b>\"'"],
+        )
+        .unwrap();
+    let form = Notification::of("OLD1").form();
     let page = service.get(&format!("/payment/return?{form}")).body;
     assert!(page.contains("&lt;b&gt;x&lt;/b&gt;&quot;"), "{page}");
 }

@@ -162,7 +162,7 @@ fn a_flood_of_trouble_is_one_message_to_the_operator() {
     let to_operator: Vec<_> =
         telegram.requests().iter().filter(|request| request.json()["chat_id"] == 99).map(text).collect();
     let [_, whole] = to_operator.try_into().unwrap();
-    assert!(whole.contains("金额与订单不符：40 次"), "{whole}");
+    assert!(whole.contains("金额与订单不符：40 次") && whole.contains("（应付 ¥36.00，实付 ¥1.00）"), "{whole}");
     assert!(whole.contains(&orders[ORDERS - 1]), "{whole}");
 }
 

@@ -72,7 +72,9 @@ impl<'a> Payable<'a> {
         // Cut where the gateway would cut it, which may leave a blank at the end.
         let name = self.name[..self.name.floor_char_boundary(NAME_BYTES_MAX)].trim_end();
         let param = self.param.unwrap_or_default();
-        for (field, text) in [("name", name), ("param", param), ("type", self.payment_type), ("device", self.device)] {
+        for (field, text) in
+            [("name", self.name), ("param", param), ("type", self.payment_type), ("device", self.device)]
+        {
             if forbidden_char(text).is_some() {
                 return Err(GatewayError::BadText(field));
             }

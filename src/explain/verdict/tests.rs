@@ -26,16 +26,26 @@ impl Tale {
 
     fn of(status: OrderStatus) -> Self {
         let order = Order {
-            terms: fixtures::order("ORDER1", 1001, created_at()),
-            pay_page: None,
             stored_status: status,
-            trade_no: None,
-            settled_by: None,
             paid_at: (status == OrderStatus::Paid).then_some(created_at()),
+            ..Order::new(fixtures::order("ORDER1", 1001, created_at()))
         };
         let mut tale = Self::of_nobody();
         tale.story.order = Some(order);
         tale
+    }
+
+    fn in_review(reason: ReviewReason) -> Self {
+        Self::of(OrderStatus::Review).with_order(|order| order.review_reason = Some(reason))
+    }
+
+    fn on_hold(hold: Hold) -> Self {
+        Self::of(OrderStatus::Pending).with_order(|order| order.hold = Some(hold))
+    }
+
+    fn with_order(mut self, change: impl FnOnce(&mut Order)) -> Self {
+        change(self.story.order.as_mut().unwrap());
+        self
     }
 
     fn received(mut self, outcome: &str, trade_no: &str) -> Self {
@@ -107,6 +117,7 @@ fn kept(outcome: &str, trade_no: &str) -> KeptReceipt {
         method: None,
         payload: Vec::new(),
         is_whole: true,
+        alert: None,
     }
 }
 
@@ -116,7 +127,7 @@ fn every_story_has_its_verdict() {
     use VerdictCode as V;
     let paid = || Tale::of(Paid).received("settled", "T1");
     let unpaid = || Tale::of(Pending);
-    let cases = [
+    let cases = vec![
         (Tale::of_nobody(), V::NothingKnown),
         (Tale::of_nobody().received("unknown_order", "T1"), V::UnknownOrder),
         (Tale::of_nobody().rejected("bad_signature", None), V::OnlyRejected),
@@ -132,7 +143,13 @@ fn every_story_has_its_verdict() {
         (Tale::of(Refunded).received("settled", "T1").refund(RefundState::Done), V::Refunded),
         (Tale::of(Cancelled), V::Cancelled),
         (Tale::of(Review).received("amount_mismatch", "T1"), V::ReviewAmount),
-        (Tale::of(Review).received("late", "T1"), V::ReviewHeld),
+        (Tale::of(Review).received("held", "T1"), V::ReviewHeld),
+        (Tale::in_review(ReviewReason::Amount).received("amount_mismatch", "T1"), V::ReviewAmount),
+        // The reason is the first one: a later payment of another amount does not make it one of the amount.
+        (Tale::in_review(ReviewReason::Param).received("held", "T1").received("amount_mismatch", "T2"), V::ReviewHeld),
+        (Tale::on_hold(Hold::Frozen).answered("frozen"), V::OnHold),
+        (Tale::on_hold(Hold::PreAuthorised).received("unconfirmed", "T1").answered("pre_authorised"), V::OnHold),
+        (Tale::on_hold(Hold::Restored).received("unconfirmed", "T1"), V::Unconfirmed),
         (unpaid().received("unconfirmed", "T1").rejected("bad_signature", None), V::Unconfirmed),
         (unpaid().received("trade_reused", "T1"), V::TradeReused),
         (unpaid().rejected("bad_signature", None), V::BadSignature),
@@ -153,6 +170,18 @@ fn every_story_has_its_verdict() {
     }
     for code in V::ALL {
         assert!(cases.iter().any(|(_, told)| told == code), "no story has the verdict {code}");
+    }
+}
+
+#[test]
+fn a_verdict_says_why_the_money_waits() {
+    for reason in ReviewReason::ALL.iter().filter(|reason| **reason != ReviewReason::Amount) {
+        let text = Tale::in_review(*reason).verdict().text;
+        assert!(text.contains(&*t!(format!("review_reason.{reason}"))) && !text.contains("review_reason."), "{text}");
+    }
+    for hold in [Hold::Frozen, Hold::PreAuthorised] {
+        let text = Tale::on_hold(hold).verdict().text;
+        assert!(text.contains(&*t!(format!("hold.{hold}"))) && !text.contains("hold."), "{text}");
     }
 }
 

@@ -30,7 +30,8 @@ const HOSTILE: &str = r#"</title><script>alert(1)</script>"' onload=x"#;
 fn order_of(merchant: &str, order_no: &str, status: OrderStatus) -> Order {
     let now = Timestamp::now();
     Order {
-        terms: NewOrder {
+        stored_status: status,
+        ..Order::new(NewOrder {
             order_no: order_no.parse().unwrap(),
             merchant: merchant.into(),
             telegram_id: 1001,
@@ -42,12 +43,7 @@ fn order_of(merchant: &str, order_no: &str, status: OrderStatus) -> Order {
             param: None,
             created_at: now,
             expires_at: now.plus_seconds(1800),
-        },
-        pay_page: None,
-        stored_status: status,
-        trade_no: None,
-        settled_by: None,
-        paid_at: None,
+        })
     }
 }
 

@@ -33,9 +33,9 @@ fn assert_tells_nothing(error: &GatewayError) {
 async fn a_question_about_an_order_is_answered() {
     for credentials in [v1(), v2()] {
         let server = Loopback::start(vec![Act::reply("200 OK", &paid_order(&credentials))]).await;
-        let answer = gateway(&server.url("base"), &credentials).query_within(&order_no(), SOON).await.unwrap();
-        let verdict = answer.verdict(PID, &order_no(), yuan("36.00"));
-        assert_eq!(verdict, Verdict::Paid { trade_no: "T1".into() });
+        let answer = gateway(&server.url("base"), &credentials).query_within(&order_no(), None, SOON).await.unwrap();
+        let verdict = answer.verdict(PID, &order_no());
+        assert_eq!(verdict, Verdict::Paid { trade_no: "T1".into(), amount: yuan("36.00") });
         let request = &server.requests()[0];
         match credentials {
             Credentials::V1 { .. } => {
@@ -52,6 +52,18 @@ async fn a_question_about_an_order_is_answered() {
                 assert!(request.ends_with("&sign_type=RSA"), "{request}");
             }
         }
+    }
+}
+
+/// A second payment of an order is asked about by the gateway's number: by ours, the answer would be about the first.
+#[tokio::test]
+async fn a_question_about_a_payment_names_that_payment_alone() {
+    for credentials in [v1(), v2()] {
+        let server = Loopback::start(vec![Act::reply("200 OK", &paid_order(&credentials))]).await;
+        let asked = gateway(&server.url(""), &credentials);
+        asked.query_within(&order_no(), Some("T1"), SOON).await.unwrap();
+        let request = &server.requests()[0];
+        assert!(request.contains("trade_no=T1") && !request.contains("out_trade_no"), "{request}");
     }
 }
 
@@ -97,6 +109,13 @@ async fn a_refund_names_the_payment_and_is_sent_once() {
     let request = &server.requests()[0];
     assert!(request.starts_with("POST /base/api.php?act=refund HTTP/1.1\r\n"), "{request}");
     assert!(request.ends_with(&format!("\r\n\r\npid={PID}&key={KEY}&trade_no=T1&money=36.00")), "{request}");
+
+    let own = format!("{{\"code\":0,\"out_refund_no\":\"R2026\",\"refund_no\":\"9\",\"out_trade_no\":\"{ORDER_NO}\"}}");
+    let server = Loopback::start(vec![Act::reply("200 OK", &own)]).await;
+    assert!(
+        matches!(refund(&server, &v1()).await, Ok(RefundReply::Accepted { .. })),
+        "the number is the gateway's own"
+    );
 
     let server = Loopback::start(vec![Act::reply("200 OK", "{\"code\":-1,\"msg\":\"x\"}")]).await;
     assert!(matches!(refund(&server, &v2()).await, Ok(RefundReply::Refused { .. })));
@@ -148,7 +167,7 @@ async fn what_goes_wrong_on_the_way_has_a_name_and_tells_nothing() {
         (vec![Act::Close], 2, OutgoingError::BrokeOff("connection closed before message completed".into()).into()),
     ] {
         let server = Loopback::start(acts).await;
-        let error = gateway(&server.url("base"), &v1()).query_within(&order_no(), SOON).await.unwrap_err();
+        let error = gateway(&server.url("base"), &v1()).query_within(&order_no(), None, SOON).await.unwrap_err();
         assert_eq!(error, expected);
         assert_eq!(server.requests().len(), requests, "{expected:?}");
         assert_tells_nothing(&error);
@@ -159,7 +178,7 @@ async fn what_goes_wrong_on_the_way_has_a_name_and_tells_nothing() {
 async fn a_slow_gateway_is_waited_for_as_long_as_the_caller_says() {
     let server = Loopback::start(vec![Act::Wait]).await;
     let gateway = gateway(&server.url("base"), &v1());
-    let error = gateway.query_within(&order_no(), Duration::from_millis(300)).await.unwrap_err();
+    let error = gateway.query_within(&order_no(), None, Duration::from_millis(300)).await.unwrap_err();
     assert_eq!(error, OutgoingError::TimedOut.into());
     assert_tells_nothing(&error);
 }

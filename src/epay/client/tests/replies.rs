@@ -15,7 +15,7 @@ fn read_answer(credentials: &Credentials, body: &str) -> Result<Answer, GatewayE
 }
 
 fn verdict(credentials: &Credentials, body: &str) -> Result<Verdict, GatewayError> {
-    read_answer(credentials, body).map(|answer| answer.verdict(PID, &order_no(), yuan("36.00")))
+    read_answer(credentials, body).map(|answer| answer.verdict(PID, &order_no()))
 }
 
 /// A paid order as V1 gateways answer it, with some fields changed; `-` takes one away.
@@ -37,12 +37,16 @@ fn paid_with<'a>(changes: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
 }
 
 fn paid() -> Verdict {
-    Verdict::Paid { trade_no: "20160806151343349021".into() }
+    paid_amount("36.00")
+}
+
+fn paid_amount(amount: &str) -> Verdict {
+    Verdict::Paid { trade_no: "20160806151343349021".into(), amount: yuan(amount) }
 }
 
 #[test]
 fn only_what_every_field_agrees_on_is_paid() {
-    let refunded = Verdict::Refunded { trade_no: "20160806151343349021".into() };
+    let refunded = |amount| Verdict::Refunded { trade_no: "20160806151343349021".into(), amount: yuan(amount) };
     for (changes, expected) in [
         (&[][..], paid()),
         (&[("status", "\"1\"")], paid()),
@@ -59,8 +63,9 @@ fn only_what_every_field_agrees_on_is_paid() {
         (&[("out_trade_no", "01KOTHER")], Verdict::Contradicts("out_trade_no")),
         (&[("out_trade_no", "01kexample0000000000000000")], Verdict::Contradicts("out_trade_no")),
         (&[("out_trade_no", "null")], Verdict::Contradicts("out_trade_no")),
-        (&[("money", "36.01")], Verdict::Contradicts("money")),
-        (&[("money", "0.36")], Verdict::Contradicts("money")),
+        // Another amount than the order's is a payment all the same, and one for a person to see.
+        (&[("money", "36.01")], paid_amount("36.01")),
+        (&[("money", "0.36")], paid_amount("0.36")),
         (&[("money", "36.001")], Verdict::Contradicts("money")),
         (&[("money", "-")], Verdict::Contradicts("money")),
         (&[("money", "null")], Verdict::Contradicts("money")),
@@ -71,8 +76,10 @@ fn only_what_every_field_agrees_on_is_paid() {
         (&[("status", "0"), ("trade_status", "TRADE_SUCCESS")], Verdict::Unpaid),
         (&[("status", "0"), ("money", "-"), ("trade_no", "-"), ("pid", "-")], Verdict::Unpaid),
         (&[("status", "0"), ("out_trade_no", "01KOTHER")], Verdict::Contradicts("out_trade_no")),
-        (&[("status", "2")], refunded),
-        (&[("status", "2"), ("money", "1.00")], Verdict::Contradicts("money")),
+        (&[("status", "2")], refunded("36.00")),
+        (&[("status", "2"), ("money", "1.00")], refunded("1.00")),
+        (&[("status", "2"), ("money", "-")], Verdict::Contradicts("money")),
+        (&[("status", "2"), ("trade_no", "-")], Verdict::Contradicts("trade_no")),
         (&[("status", "3")], Verdict::Frozen),
         (&[("status", "4")], Verdict::PreAuthorised),
         (&[("status", "7")], Verdict::Unknown(7)),
@@ -263,6 +270,8 @@ fn a_refund_is_accepted_refused_or_nobody_knows() {
         "{\"code\":0,\"msg\":\"退款成功\"}",
         "{\"code\":1}",
         "{\"code\":\"0\",\"trade_no\":\"T1\",\"money\":\"36\",\"pid\":1001}",
+        // The gateway's own numbers of the refund: V1 never sent one.
+        "{\"code\":0,\"refund_no\":\"9\",\"out_refund_no\":\"R20260830\",\"trade_no\":\"T1\",\"money\":\"36.00\"}",
     ] {
         assert_eq!(refund(&v1(), 200, body), accepted(body), "{body}");
     }
@@ -342,7 +351,7 @@ proptest! {
                 protocol.told(body);
                 if let Some(fields) = Fields::parse(body) {
                     let answer = Answer::read(&protocol, body, &fields, now());
-                    let _ = answer.map(|answer| answer.verdict(PID, &order_no(), yuan("36.00")));
+                    let _ = answer.map(|answer| answer.verdict(PID, &order_no()));
                     let _ = PayPage::read(&protocol, &fields, now());
                     let _ = RefundState::read(&protocol, &fields, &order_no(), now());
                 }

@@ -85,7 +85,11 @@ fn blank_fields_are_left_out() {
 #[test]
 fn a_long_name_is_cut_between_characters() {
     let order_no = order_no();
-    for (name, sent) in [("a".repeat(130), "a".repeat(127)), ("会".repeat(50), "会".repeat(42))] {
+    for (name, sent) in [
+        ("a".repeat(130), "a".repeat(127)),
+        ("会".repeat(50), "会".repeat(42)),
+        ("a".repeat(126) + " b", "a".repeat(126)),
+    ] {
         let fields = payable(&order_no, &name).link_fields(PID).unwrap();
         assert!(fields.contains(&("name", Cow::Owned(sent))), "{fields:?}");
     }
@@ -99,7 +103,11 @@ fn what_makes_signatures_ambiguous_is_not_sent() {
         (Payable { name: "a&b", ..fine.clone() }, "name"),
         (Payable { name: "a\n", ..fine.clone() }, "name"),
         (Payable { name: " ", ..fine.clone() }, "name"),
+        (Payable { name: "it's", ..fine.clone() }, "name"),
+        (Payable { name: "VIP🎉", ..fine.clone() }, "name"),
         (Payable { param: Some("a=b"), ..fine.clone() }, "param"),
+        (Payable { param: Some("a<b"), ..fine.clone() }, "param"),
+        (Payable { param: Some(" a"), ..fine.clone() }, "param"),
         (Payable { payment_type: "a+b", ..fine.clone() }, "type"),
         (Payable { device: "a%b", ..fine.clone() }, "device"),
         (Payable { notify_url: "http://a/?b=c", ..fine.clone() }, "notify_url"),
