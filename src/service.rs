@@ -81,7 +81,7 @@ impl Service {
             Ok(removed) => removed.iter().for_each(|path| {
                 log::warn!(target: "webhookctl::store", "{}", t!("backup.leftover_removed", path = path.display()));
             }),
-            // They are in nobody's way.
+            // A leftover does no harm to the running service.
             Err(error) => log::warn!(target: "webhookctl::store", "{error}"),
         }
         store.tell_bot(config.events.is_some());

@@ -247,7 +247,7 @@ impl Replica {
         let original = file.to_owned();
         let directory = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(directory).map_err(io_at(file))?;
         let lock = File::open(directory.path()).map_err(io_at(directory.path()))?;
-        // Where the file system has no locks, it has none for who looks for abandoned ones, either.
+        // On a file system without locks, no copy is ever taken for abandoned.
         let _ = lock.try_lock();
         let mut replica = Self { original, directory, _lock: lock, version: 0 };
         let path = replica.path();
@@ -277,7 +277,7 @@ impl Replica {
         Ok(replica)
     }
 
-    /// Whether a directory is a copy's, and the process is gone that made it.
+    /// Whether a directory holds a copy, and the process that made it has ended.
     fn is_abandoned(directory: &Path) -> bool {
         let is_ours =
             directory.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes()));

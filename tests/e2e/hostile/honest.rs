@@ -132,7 +132,7 @@ fn cost_of_a_request(service: Pid, to: SocketAddr, disk: &Disk) -> Duration {
     Spent::so_far(service, disk).since(before).service_ran / COUNT
 }
 
-/// One of those who send the callbacks.
+/// A sender of callbacks.
 struct Sender {
     from: Ipv4Addr,
     to: SocketAddr,
