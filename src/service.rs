@@ -77,6 +77,13 @@ impl Service {
         config.language.activate();
         let api_address = config.api.as_ref().map(bind_api).transpose()?;
         let store = Store::open(&config.database.url).await?;
+        match store.remove_leftovers(&config.database.url).await {
+            Ok(removed) => removed.iter().for_each(|path| {
+                log::warn!(target: "webhookctl::store", "{}", t!("backup.leftover_removed", path = path.display()));
+            }),
+            // A leftover does no harm to the running service.
+            Err(error) => log::warn!(target: "webhookctl::store", "{error}"),
+        }
         store.tell_bot(config.events.is_some());
         log::info!(target: "webhookctl::store", "{}", t!("log.store_ready"));
         log::info!("{}", t!("log.service_ready"));

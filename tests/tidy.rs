@@ -161,6 +161,69 @@ fn what_only_one_module_may_name() {
     }
 }
 
+/// Where tests may sleep: between two looks, as long as a loop of real processes or clients is to pause, or before a kill at a
+/// moment of chance. Nothing is asserted of how long it was.
+const SLEEPS: &[&str] = &[
+    "tests/e2e/support.rs",
+    "tests/e2e/backup.rs",
+    "tests/e2e/crash.rs",
+    "tests/e2e/restart.rs",
+    "tests/e2e/hostile/honest.rs",
+    "tests/e2e/hostile/connections.rs",
+    "tests/e2e/trouble/disk.rs",
+];
+
+/// The assertions of a text, each up to its semicolon.
+fn assertions(text: &str) -> impl Iterator<Item = &str> {
+    text.split("assert").skip(1).map(|rest| rest.split(";\n").next().unwrap_or_default())
+}
+
+/// Whether an assertion fails where something took too long.
+fn is_timed(assertion: &str) -> bool {
+    assertion.match_indices("elapsed()").any(|(at, call)| assertion[at + call.len()..].trim_start().starts_with('<'))
+        || assertion.match_indices("> ").any(|(at, _)| {
+            let right: String = assertion[at + 2..].chars().take_while(|c| !matches!(c, ',' | '&' | '|')).collect();
+            right.contains("elapsed()")
+        })
+}
+
+#[test]
+fn timed_assertions_are_known() {
+    for timed in ["!(a.elapsed() < B)", "!(a.elapsed() <= B, \"x\")", "!(B > a.elapsed())"] {
+        assert!(is_timed(timed), "{timed}");
+    }
+    for fine in ["!(a.elapsed() >= B)", "!(n <= 50 + a.elapsed().as_secs())", "!(x > 1, \"{:?}\", a.elapsed())"] {
+        assert!(!is_timed(fine), "{fine}");
+    }
+}
+
+/// A loaded machine can exceed any number of seconds.
+#[test]
+fn no_test_fails_for_being_slow() {
+    for (file, text) in files("tests", ".rs").into_iter().chain(files("src", ".rs")) {
+        if file == "tests/tidy.rs" {
+            continue;
+        }
+        let timed = assertions(&text).find(|assertion| is_timed(assertion));
+        assert!(timed.is_none(), "{file}: assert{}", timed.unwrap_or_default());
+        let sleeps = text.contains("thread::sleep") || text.contains("time::sleep");
+        let is_test = file.starts_with("tests/");
+        assert!(!sleeps || !is_test || SLEEPS.contains(&file.as_str()), "{file} sleeps: use wait_until");
+    }
+}
+
+/// The port may be another program's.
+#[test]
+fn no_test_listens_on_a_fixed_port() {
+    for (file, text) in files("tests", ".rs").into_iter().chain(files("src", ".rs")) {
+        for call in text.split("bind(\"").skip(1) {
+            let address = call.split('"').next().unwrap_or_default();
+            let port = address.rsplit_once(':').map_or("", |(_, port)| port);
+            assert!(port.parse::<u16>().is_ok_and(|port| port == 0) || port.contains('{'), "{file}: {address}");
+        }
+    }
+}
+
 #[test]
 fn nothing_is_called_utils_or_helpers() {
     for (file, _) in files("src", ".rs") {

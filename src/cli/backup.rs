@@ -135,7 +135,11 @@ async fn restore(config: &Config, file: PathBuf, even_with_findings: bool, json:
     if !audit.is_sound() && !even_with_findings {
         return refuse(&audit, &file, &t!("backup.unsound"), json);
     }
-    let kept = candidate.install(Timestamp::now()).await?;
+    let restored = candidate.install(Timestamp::now()).await?;
+    for path in &restored.removed {
+        eprint(&t!("backup.leftover_removed", path = path.display()));
+    }
+    let kept = restored.kept;
     if json {
         let mut view = view(&audit, &file)?;
         view["restored"] = json!(true);

@@ -9,7 +9,7 @@ use rustls::{ServerConfig, ServerConnection, Stream};
 use super::loopback::{Act, Loopback};
 use super::*;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_mins(1);
 
 /// What no error may tell.
 const KEY: &str = "89unJUB8HZ54Hj7x4nUj56HN4nUzUJ8i";
@@ -135,13 +135,19 @@ async fn a_reply_may_be_256_kib_and_no_more() {
 async fn silence_ends_when_the_time_is_up_and_is_not_asked_again() {
     let part = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx".to_vec();
     for act in [Act::Wait, Act::SendAndWait(part)] {
-        let server = Loopback::start(vec![act]).await;
-        let url = server.url(&format!("api.php?key={KEY}"));
-        let error = Client::new().get(&url, Duration::from_millis(300)).await.unwrap_err();
-        assert_eq!(error, OutgoingError::TimedOut);
-        assert!(error.may_have_arrived());
-        assert_tells_nothing(&error, &url);
-        assert_eq!(server.requests().len(), 1);
+        // A busy machine may take longer than that to connect, and then there is nothing to see.
+        for time in [Duration::from_millis(300), Duration::from_secs(5), SOON] {
+            let server = Loopback::start(vec![act.clone()]).await;
+            let url = server.url(&format!("api.php?key={KEY}"));
+            let error = Client::new().get(&url, time).await.unwrap_err();
+            assert_tells_nothing(&error, &url);
+            let arrived = server.requests().len();
+            if arrived > 0 || time == SOON {
+                assert_eq!((arrived, &error), (1, &OutgoingError::TimedOut));
+                assert!(error.may_have_arrived());
+                break;
+            }
+        }
     }
 }
 

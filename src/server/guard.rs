@@ -97,6 +97,8 @@ pub(super) struct GuardedIo {
     large: Option<OwnedSemaphorePermit>,
     wish: Option<PollSemaphore>,
     waiting: Waiting,
+    /// A request was let in since the task last gave way to other tasks.
+    had_turn: bool,
     /// Since when no further requests are let in.
     draining_since: Option<Instant>,
     is_new: bool,
@@ -139,6 +141,7 @@ impl GuardedIo {
             large: None,
             wish: None,
             waiting: Waiting::FirstByte(Instant::now() + HEAD_TIMEOUT),
+            had_turn: false,
             draining_since: None,
             is_new: true,
             write_deadline: None,
@@ -213,6 +216,7 @@ impl GuardedIo {
                 self.scanner = HeadScanner::default();
                 self.waiting = Waiting::Nothing;
                 self.is_new = false;
+                self.had_turn = true;
                 self.passing = match framing {
                     Framing::Length(body) => Passing::Bytes(bytes as u64 + body),
                     Framing::Chunked => Passing::Everything,
@@ -236,6 +240,7 @@ impl GuardedIo {
         if filled.is_pending() && self.received.is_empty() {
             self.received = BytesMut::new();
         }
+        self.had_turn &= filled.is_ready();
         filled
     }
 
@@ -257,8 +262,15 @@ impl GuardedIo {
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.passing == Passing::Bytes(0) {
             self.request_bytes = self.received.len();
-            if !self.received.is_empty() && self.next_request() {
-                return Poll::Ready(Ok(()));
+            if !self.received.is_empty() {
+                if std::mem::take(&mut self.had_turn) {
+                    // One request a turn: hyper would serve 16 of a pipeline, and each other connection would wait for them.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                if self.next_request() {
+                    return Poll::Ready(Ok(()));
+                }
             }
         }
         if self.request_bytes < FREE_BYTES {
@@ -412,5 +424,62 @@ impl Write for GuardedIo {
             ready!(this.poll_linger(cx));
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::io::Write as _;
+    use std::net::Ipv4Addr;
+    use std::sync::atomic::AtomicUsize;
+
+    use bytes::Bytes;
+    use http_body_util::Full;
+    use hyper::service::service_fn;
+    use tokio::net::TcpListener;
+
+    use super::super::connections::Connections;
+    use super::*;
+
+    /// How many requests the service has answered, of whomever, when this one is the next.
+    async fn serve(stream: TcpStream, place: Place, answered: Arc<AtomicUsize>) -> Vec<usize> {
+        let turns = std::sync::Mutex::new(Vec::new());
+        let service = service_fn(|_| {
+            turns.lock().unwrap().push(answered.fetch_add(1, Ordering::Relaxed));
+            async { Ok::<_, Infallible>(hyper::Response::new(Full::<Bytes>::default())) }
+        });
+        let io = GuardedIo::new(stream, Arc::new(place));
+        hyper::server::conn::http1::Builder::new().half_close(true).serve_connection(io, service).await.unwrap();
+        turns.into_inner().unwrap()
+    }
+
+    #[tokio::test]
+    async fn connections_take_turns_however_many_requests_one_sends_at_once() {
+        const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        const PIPELINED: usize = 200;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let connections = Connections::new();
+        let answered = Arc::<AtomicUsize>::default();
+        let mut serving = Vec::new();
+        let mut clients = Vec::new();
+        for count in [PIPELINED, 1, PIPELINED, 1] {
+            let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            client.write_all(&REQUEST.repeat(count)).unwrap();
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+            let (stream, peer) = listener.accept().await.unwrap();
+            let place = connections.admit(peer.ip(), false).unwrap();
+            serving.push(tokio::spawn(serve(stream, place, Arc::clone(&answered))));
+            clients.push(client);
+        }
+        let mut turns = Vec::new();
+        for served in serving {
+            turns.push(served.await.unwrap());
+        }
+        assert_eq!(turns.iter().map(Vec::len).collect::<Vec<_>>(), [PIPELINED, 1, PIPELINED, 1]);
+        // Each of the four has had its turn before one has its third.
+        for single in [&turns[1], &turns[3]] {
+            assert!(single[0] < 2 * 4, "{single:?}: {turns:?}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -170,8 +170,14 @@ fn a_restore_that_is_killed_leaves_the_old_database_or_the_new_one() {
         restoring.wait();
         assert_eq!(sandbox.json(&["audit", "--json"])["findings"], 0);
         let kept = files(&sandbox.path("data")).into_iter().filter(|name| name.contains(".before-restore-")).min();
-        if let Some(kept) = kept {
-            let kept = sandbox.path("data").join(kept);
+        if let Some(kept) = kept.map(|kept| sandbox.path("data").join(kept)) {
+            // Between two steps: the name is a second one of the database, which is still the old one.
+            if is_same_file(&kept, &sandbox.database_file()) {
+                assert!(is_there());
+                sandbox.serve().stop();
+                assert!(!kept.exists() && is_there());
+                continue;
+            }
             assert_eq!(sandbox.json(&["backup", "verify", kept.to_str().unwrap(), "--json"])["orders"], 302);
             if !is_there() {
                 assert_eq!(sandbox.run(&["backup", "restore", kept.to_str().unwrap()]).code, 0);
@@ -181,6 +187,39 @@ fn a_restore_that_is_killed_leaves_the_old_database_or_the_new_one() {
             }
         }
     }
+    sandbox.serve().stop();
+    let left = files(&sandbox.path("data"));
+    assert!(!left.iter().any(|name| name.starts_with(".webhookctl-")), "{left:?}");
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let id = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino())).unwrap();
+    id(one) == id(other)
+}
+
+#[test]
+fn an_operator_hears_what_an_interrupted_restore_left_and_loses_nothing() {
+    let sandbox = Sandbox::new();
+    let order = sandbox.order(1001);
+    assert_eq!(sandbox.run(&["backup", "create", "copy"]).code, 0);
+    let interrupt = || {
+        let link = sandbox.path("data/telegram_bot_v2.db.before-restore-20261128T100000Z");
+        fs::hard_link(sandbox.database_file(), &link).unwrap();
+        link
+    };
+    let link = interrupt();
+    let service = sandbox.serve();
+    service.wait_for_log(link.to_str().unwrap());
+    assert!(!link.exists());
+    assert_eq!(service.notify(&Notification::of(&order).form()), (200, "success".into()));
+    service.stop();
+    assert_eq!(sandbox.credits(1001), 70);
+
+    let link = interrupt();
+    let restored = sandbox.run(&["backup", "restore", "copy"]);
+    assert!(restored.code == 0 && restored.stderr.contains(link.to_str().unwrap()), "{restored:?}");
+    assert!(!link.exists());
+    assert_eq!(sandbox.status(&order), "pending");
 }
 
 #[test]

@@ -277,6 +277,10 @@ fn rotate(sandbox: &Sandbox, logrotate: &Path) -> String {
 #[test]
 fn rotation_loses_no_record_and_is_quiet() {
     let Some(logrotate) = find_program("logrotate", "logrotate") else { return };
+    if !Command::new("id").arg("-un").output().unwrap().status.success() {
+        eprintln!("skipped: logrotate wants a name for this user, who has none");
+        return;
+    }
     let sandbox = Sandbox::new();
     let mut service = sandbox.serve();
     let forged = Notification::of("NOSUCHORDER").signed_with("wrong").form();

@@ -1,5 +1,7 @@
 //! `explain`: what an operator hears of "I paid and got nothing".
 
+use std::cell::RefCell;
+
 use serde_json::{Value, json};
 
 use crate::support::*;
@@ -7,16 +9,13 @@ use crate::support::*;
 /// The story of a number, when `code` is its verdict: what was refused is kept a moment after it was answered.
 #[track_caller]
 fn story(sandbox: &Sandbox, number: &str, code: &str) -> Value {
-    let mut told = Value::Null;
-    for _ in 0..100 {
+    let told = RefCell::new(Value::Null);
+    wait_until(code, || {
         let outcome = sandbox.run(&["explain", number, "--json"]);
-        told = serde_json::from_str(&outcome.stdout).unwrap();
-        if told["verdict"]["code"] == code {
-            return told;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    panic!("not {code}: {told:#}");
+        *told.borrow_mut() = serde_json::from_str(&outcome.stdout).unwrap();
+        told.borrow()["verdict"]["code"] == code
+    });
+    told.into_inner()
 }
 
 fn kinds(told: &Value) -> Vec<&str> {

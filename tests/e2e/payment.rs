@@ -592,7 +592,7 @@ fn v2_notifications_need_the_platforms_signature_and_a_fresh_timestamp() {
     let at = |seconds: u64| Notification::of(&order).with("timestamp", &seconds.to_string());
 
     assert_outcome(&service, &signed(&at(now - 400)), "stale", FAIL);
-    assert_outcome(&service, &signed(&at(now + 400)), "stale", FAIL);
+    assert_outcome(&service, &signed(&at(now + 4000)), "stale", FAIL);
     assert_outcome(&service, &signed(&Notification::of(&order)), "stale", FAIL);
     // No downgrade: the older signature proves nothing for this merchant, whatever key it is made with.
     assert_outcome(&service, &at(now).signed_with("").form(), "bad_signature", FAIL);

@@ -144,7 +144,7 @@ fn back_up(
     }
     let directory = to.parent().unwrap_or(Path::new("/"));
     // For its owner only, and removed again if it comes to nothing.
-    let part = tempfile::Builder::new().prefix(".webhookctl-").suffix(".part").tempfile_in(directory);
+    let part = tempfile::Builder::new().prefix(TEMPORARY).suffix(".part").tempfile_in(directory);
     let part = part.map_err(io_at(directory))?;
     copy(&source, &part, progress)?;
     part.as_file().sync_all().map_err(io_at(part.path()))?;
@@ -233,15 +233,23 @@ struct Replica {
     /// The file that it is a copy of.
     original: PathBuf,
     directory: tempfile::TempDir,
+    /// Locked for as long as the copy is in use: a process that is killed leaves the directory without a lock.
+    _lock: File,
     version: u32,
 }
+
+/// How the names of temporary files and directories begin.
+const TEMPORARY: &str = ".webhookctl-";
 
 impl Replica {
     /// Copies a file, with the log that may be beside it, below `directory`.
     fn of(file: &Path, directory: &Path) -> Result<Self, BackupError> {
         let original = file.to_owned();
-        let directory = tempfile::Builder::new().prefix(".webhookctl-").tempdir_in(directory);
-        let mut replica = Self { original, directory: directory.map_err(io_at(file))?, version: 0 };
+        let directory = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(directory).map_err(io_at(file))?;
+        let lock = File::open(directory.path()).map_err(io_at(directory.path()))?;
+        // On a file system without locks, no copy is ever taken for abandoned.
+        let _ = lock.try_lock();
+        let mut replica = Self { original, directory, _lock: lock, version: 0 };
         let path = replica.path();
         copy_bytes(file, &path)?;
         let mut is_single = true;
@@ -267,6 +275,13 @@ impl Replica {
             return Err(BackupError::Foreign(replica.original));
         }
         Ok(replica)
+    }
+
+    /// Whether a directory holds a copy, and the process that made it has ended.
+    fn is_abandoned(directory: &Path) -> bool {
+        let is_ours =
+            directory.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes()));
+        is_ours && File::open(directory).is_ok_and(|directory| directory.try_lock().is_ok())
     }
 
     fn path(&self) -> PathBuf {

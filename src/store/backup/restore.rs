@@ -48,14 +48,32 @@ impl Store {
     }
 }
 
+/// What came of a restore.
+#[derive(Debug)]
+pub(crate) struct Restored {
+    /// The new name of the old database, if there was one.
+    pub(crate) kept: Option<PathBuf>,
+    /// Files of earlier, interrupted restores that were removed.
+    pub(crate) removed: Vec<PathBuf>,
+}
+
 impl Candidate {
-    /// Takes the place of the database, which is kept under another name; that name, where there was one.
-    pub(crate) async fn install(self, at: Timestamp) -> Result<Option<PathBuf>, BackupError> {
+    /// Takes the place of the database, which is kept under another name.
+    pub(crate) async fn install(self, at: Timestamp) -> Result<Restored, BackupError> {
         blocking(move || {
             hold_unpaid(&self.replica.path(), at)?;
             install(&self.replica.path(), &self.database, at)
         })
         .await
+    }
+}
+
+impl Store {
+    /// Removes what interrupted restores left beside the database, and returns the names of the removed files. The store is open, so
+    /// no restore can be between its steps: it needs the database for itself.
+    pub(crate) async fn remove_leftovers(&self, url: &DatabaseUrl) -> Result<Vec<PathBuf>, BackupError> {
+        let DatabaseUrl::Sqlite(database) = url.clone();
+        blocking(move || remove_leftovers(&database.canonicalize().map_err(io_at(&database))?, false)).await
     }
 }
 
@@ -72,22 +90,66 @@ fn directory_of(database: &Path) -> &Path {
     database.parent().unwrap_or(Path::new("/"))
 }
 
-fn install(new: &Path, database: &Path, at: Timestamp) -> Result<Option<PathBuf>, BackupError> {
+fn install(new: &Path, database: &Path, at: Timestamp) -> Result<Restored, BackupError> {
     let Ok(old) = database.metadata() else {
         make_durable(new)?;
         let kept = kept_name(database, at);
         take(&plan(new, database, &kept, false))?;
-        return Ok(None);
+        return Ok(Restored { kept: None, removed: Vec::new() });
     };
     std::fs::set_permissions(new, old.permissions()).map_err(io_at(new))?;
     // Whoever reads it by its group; it may be a group that we cannot give it to.
     let _ = chown(new, None, Some(old.gid()));
     make_durable(new)?;
-    let kept = kept_name(database, at);
     // Held until all is done, so that nobody opens the file that is about to be the old one.
-    let _held = complete(database)?;
+    let held = complete(database)?;
+    let removed = remove_leftovers(database, held.is_none())?;
+    let kept = kept_name(database, at);
     take(&plan(new, database, &kept, true))?;
-    Ok(Some(kept))
+    Ok(Restored { kept: Some(kept), removed })
+}
+
+/// Removes what interrupted restores left beside the database: copies of backups, and second names of the database's own file. A
+/// restore that ended before the exchange leaves such a name, and SQLite would give each name a log of its own.
+///
+/// The caller holds the database open or locked, so that no restore is between its steps.
+fn remove_leftovers(database: &Path, is_damaged: bool) -> Result<Vec<PathBuf>, BackupError> {
+    let directory = directory_of(database);
+    let own = database.metadata().map_err(io_at(database))?;
+    let prefix = kept_prefix(database);
+    let mut removed = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(io_at(directory))? {
+        let path = entry.map_err(io_at(directory))?.path();
+        // One that has gone meanwhile is nobody's leftover any more.
+        let Ok(file) = path.symlink_metadata() else { continue };
+        let is_second_name = (file.dev(), file.ino()) == (own.dev(), own.ino())
+            && path.as_os_str().as_encoded_bytes().starts_with(prefix.as_os_str().as_encoded_bytes());
+        if is_second_name {
+            // The log of a damaged database may have been moved already. It belongs to the database again.
+            for suffix in BESIDE.iter().filter(|_| is_damaged) {
+                let (moved, log) = (beside(&path, suffix), beside(database, suffix));
+                if moved.symlink_metadata().is_ok() && log.symlink_metadata().is_err() {
+                    std::fs::rename(&moved, &log).map_err(io_at(&log))?;
+                }
+            }
+            std::fs::remove_file(&path).map_err(io_at(&path))?;
+        } else if file.is_dir() && Replica::is_abandoned(&path) {
+            std::fs::remove_dir_all(&path).map_err(io_at(&path))?;
+        } else {
+            continue;
+        }
+        removed.push(path);
+    }
+    if !removed.is_empty() {
+        sync_directory(directory)?;
+    }
+    removed.sort_unstable();
+    Ok(removed)
+}
+
+/// How the names begin under which databases are kept.
+fn kept_prefix(database: &Path) -> PathBuf {
+    beside(database, ".before-restore-")
 }
 
 fn make_durable(file: &Path) -> Result<(), BackupError> {
@@ -97,7 +159,7 @@ fn make_durable(file: &Path) -> Result<(), BackupError> {
 /// A name that nothing has yet: there may have been another restore within the second.
 fn kept_name(database: &Path, at: Timestamp) -> PathBuf {
     let time: String = at.to_string().chars().filter(|c| !matches!(c, '-' | ':')).collect();
-    let first = beside(database, &format!(".before-restore-{time}"));
+    let first = beside(&kept_prefix(database), &time);
     let others = (2..).map(|number| beside(&first, &format!("-{number}")));
     let mut names = std::iter::once(first.clone()).chain(others);
     names.find(|name| name.symlink_metadata().is_err()).unwrap_or(first)

@@ -1,17 +1,27 @@
 //! Clients that take their time, or everybody's connections.
 
+use std::cell::{Cell, RefCell};
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
 use super::*;
 
-/// Does something to each connection once a second, for so many seconds: long enough for the service to lose its patience.
-fn once_a_second(seconds: u32, mut stir: impl FnMut()) {
-    for _ in 0..seconds {
-        stir();
-        std::thread::sleep(Duration::from_secs(1));
-    }
+/// How long a connection may be silent at least, from its beginning.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Sends this on each connection once a second, until the service has lost its patience with all of them.
+#[track_caller]
+fn once_a_second(streams: Vec<TcpStream>, bytes: &[u8]) {
+    let streams = RefCell::new(streams);
+    let next = Cell::new(Instant::now());
+    wait_until("they are cut off", || {
+        if Instant::now() >= next.get() {
+            next.set(Instant::now() + Duration::from_secs(1));
+            offer_all(&mut streams.borrow_mut(), bytes);
+        }
+        open(&streams.borrow()) == 0
+    });
 }
 
 fn nonblocking(streams: Vec<TcpStream>) -> Vec<TcpStream> {
@@ -44,9 +54,13 @@ fn open(streams: &[TcpStream]) -> usize {
 #[test]
 fn two_thousand_idle_connections() {
     under_attack(|scene| {
+        let began = Instant::now();
         let idle = nonblocking(scene.crowd(PROXY, CROWD));
         scene.honest.go_on(100);
-        assert_eq!(open(&idle), CROWD, "a proxy's connections are many clients'");
+        let open_now = open(&idle);
+        // Which all of this takes only on a very busy machine.
+        let is_over = began.elapsed() >= SILENCE;
+        assert!(open_now == CROWD || is_over, "{open_now}: a proxy's connections are many clients'");
         wait_until("silent connections are closed", || open(&idle) == 0);
     });
 }
@@ -58,8 +72,7 @@ fn heads_of_one_byte_a_second() {
         let mut head = b"GET /payment/notify HTTP/1.1\r\nHost: x\r\nX: ".to_vec();
         head.resize(15 * 1024, b'x');
         offer_all(&mut slow, &head);
-        once_a_second(13, || offer_all(&mut slow, b"x"));
-        assert_eq!(open(&slow), 0);
+        once_a_second(slow, b"x");
     });
 }
 
@@ -70,8 +83,7 @@ fn bodies_of_one_byte_a_second() {
         let mut request = b"POST /payment/notify HTTP/1.1\r\nHost: x\r\nContent-Length: 16384\r\n\r\nx=".to_vec();
         request.resize(15 * 1024, b'x');
         offer_all(&mut slow, &request);
-        once_a_second(14, || offer_all(&mut slow, b"x"));
-        assert_eq!(open(&slow), 0);
+        once_a_second(slow, b"x");
     });
 }
 
@@ -81,9 +93,7 @@ fn chunks_of_one_byte_each() {
         let mut slow = nonblocking(scene.crowd(PROXY, CROWD));
         let head = b"POST /payment/notify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
         offer_all(&mut slow, head);
-        let chunks = b"1\r\nx\r\n".repeat(1000);
-        once_a_second(14, || offer_all(&mut slow, &chunks));
-        assert_eq!(open(&slow), 0);
+        once_a_second(slow, &b"1\r\nx\r\n".repeat(1000));
     });
 }
 
@@ -94,7 +104,10 @@ fn requests_without_end_and_answers_that_nobody_reads() {
         let greedy = (0..CROWD / 2).map(|_| connect_with_buffer(PROXY, scene.service.address, Some(4096)).unwrap());
         let mut greedy = nonblocking(greedy.collect());
         let requests = b"GET /payment/return HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
-        once_a_second(5, || offer_all(&mut greedy, &requests));
+        for _ in 0..5 {
+            offer_all(&mut greedy, &requests);
+            scene.honest.go_on(SENDERS);
+        }
         let is_cut_off = |mut stream: &TcpStream| {
             use ErrorKind::{BrokenPipe, ConnectionReset};
             matches!(stream.write(b"x"), Err(error) if matches!(error.kind(), BrokenPipe | ConnectionReset))

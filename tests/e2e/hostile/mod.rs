@@ -1,4 +1,4 @@
-//! Hostile clients on real sockets, while honest callbacks keep coming: each of these has its answer within a second.
+//! Hostile clients on real sockets, while honest callbacks keep coming: none of these waits for a stranger, see [`honest`].
 //!
 //! A case names what strangers do; [`under_attack`] is the rest. Strangers have addresses of their own in 127.0.0.0/8, and the
 //! gateway has another one; 127.0.0.1 is a trusted proxy, and no limit for one client holds for it.
@@ -25,7 +25,7 @@ const MEMORY_KIB_MAX: u64 = 100 * 1024;
 /// How many connections one stranger opens.
 const CROWD: usize = 2000;
 
-/// More than a case has time for.
+/// As many as a case has time for on a quiet machine.
 const ORDERS: usize = 12_000;
 
 /// What a case has to do with: the service under attack, and the callbacks that go on meanwhile.
@@ -54,8 +54,8 @@ fn memory_kib(service: &Service, name: &str) -> u64 {
     line.unwrap().trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// Runs `attack` while honest callbacks keep coming. They all have to be answered in time, what they pay for credited, the
-/// service's memory bounded; and when it is over, the service stops as it always does.
+/// Runs `attack` while honest callbacks keep coming. None of them may wait for a stranger, what they pay for is
+/// credited, the service's memory bounded; and when it is over, the service stops as it always does.
 #[track_caller]
 fn under_attack(attack: impl FnOnce(&Scene)) {
     // Side by side, two of these would be twice what either of them means.
@@ -67,7 +67,7 @@ fn under_attack(attack: impl FnOnce(&Scene)) {
     let sandbox = Sandbox::new();
     let orders = sandbox.create_database_with_orders(ORDERS);
     let service = sandbox.serve();
-    let honest = Honest::start(GATEWAY, service.address, service.pid(), &orders);
+    let honest = Honest::start(GATEWAY, service.address, service.pid(), sandbox.directory(), &orders);
     honest.go_on(SENDERS);
     attack(&Scene { sandbox: &sandbox, service: &service, honest: &honest });
     honest.go_on(5 * SENDERS);

@@ -103,15 +103,22 @@ fn what_another_process_keeps_locked_is_refused_within_the_gateways_patience() {
     shop.is_refused(&service);
     operator.execute_batch("ROLLBACK").unwrap();
     shop.recovers(&service);
-    // Shorter than that costs nobody anything.
-    operator.execute_batch("BEGIN EXCLUSIVE").unwrap();
-    std::thread::scope(|scope| {
-        let payment = scope.spawn(|| service.notify(&shop.next()));
-        std::thread::sleep(Duration::from_millis(200));
-        operator.execute_batch("ROLLBACK").unwrap();
-        assert_eq!(payment.join().unwrap(), (200, "success".into()));
+    // Shorter than that costs nobody anything. A lock that this machine made longer says nothing, and is tried again.
+    let is_short = (0..20).any(|_| {
+        let began = Instant::now();
+        operator.execute_batch("BEGIN EXCLUSIVE").unwrap();
+        let (answer, took) = std::thread::scope(|scope| {
+            let payment = scope.spawn(|| service.notify(&shop.next()));
+            std::thread::sleep(Duration::from_millis(200));
+            operator.execute_batch("ROLLBACK").unwrap();
+            (payment.join().unwrap(), began.elapsed())
+        });
+        let is_short = took < Duration::from_secs(1);
+        assert!(answer == (200, "success".into()) || !is_short, "{answer:?} after {took:?}");
+        shop.paid += usize::from(answer.0 == 200);
+        answer.0 == 200
     });
-    shop.paid += 1;
+    assert!(is_short, "{:#?}", service.log());
     shop.settles_the_books(service);
 }
 
@@ -288,8 +295,8 @@ fn a_stuck_disk_costs_the_gateways_a_repetition_and_the_service_no_threads() {
     shop.sell(&service);
     let threads = || fs::read_dir(format!("/proc/{}/task", service.pid())).unwrap().count();
     let before = threads();
-    let Some(faults) = Faults::inject(&service, "fsync,fdatasync", "delay_enter=20000000") else { return };
-    let started = Instant::now();
+    let Some(faults) = Faults::inject(&service, "fsync,fdatasync", "delay_enter=600000000") else { return };
+    // All of them are answered while the disk is stuck, which is for longer than a test waits.
     std::thread::scope(|scope| {
         for order in &shop.orders[shop.paid..shop.paid + AT_ONCE] {
             let service = &service;
@@ -302,7 +309,6 @@ fn a_stuck_disk_costs_the_gateways_a_repetition_and_the_service_no_threads() {
         let most = threads();
         assert!(most <= before + 4, "{before} threads, then {most}");
     });
-    assert!(started.elapsed() < Duration::from_secs(15), "no gateway waits that long");
     drop(faults);
     wait_until("well again", || service.get("/payment/health").status == 200);
     for _ in 0..AT_ONCE {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::outgoing::loopback::{Act, Loopback};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_mins(1);
 
 /// The credentials, and what a gateway of their protocol answers about a paid order.
 fn paid_order(credentials: &Credentials) -> String {

@@ -16,7 +16,7 @@ async fn old_and_copy() -> (Fixture, PathBuf) {
 async fn restore(fixture: &Fixture, file: &Path) -> Result<Option<PathBuf>, BackupError> {
     let candidate = Store::candidate(&fixture.url(), file.to_owned(), |_, _| ()).await?;
     assert!(candidate.audit.is_sound());
-    candidate.install(Timestamp::from_ms(NOW)).await
+    Ok(candidate.install(Timestamp::from_ms(NOW)).await?.kept)
 }
 
 async fn findings(database: &Path) -> u64 {
@@ -101,11 +101,82 @@ async fn whatever_ends_the_process_between_two_steps_the_old_or_the_new_one_is_i
         assert_eq!(language(&fixture.database), (!is_new).then(|| "en".to_owned()), "{survived}");
         assert_eq!(findings(&fixture.database).await, 0, "{survived}");
         assert!(!is_new || orders(&kept) == ["A1", "B2"], "{survived}");
+        let is_second_name = |path: &Path| path.metadata().is_ok_and(|kept| same_file(&kept, &fixture.database));
+        let was_second_name = is_second_name(&kept);
+        assert!(!(is_new && was_second_name), "{survived}");
+        // The next start cures it, whichever it was.
+        let store = Store::open(&fixture.url()).await.unwrap();
+        let removed = store.remove_leftovers(&fixture.url()).await.unwrap();
+        store.close().await.unwrap();
+        assert_eq!(removed.contains(&kept), was_second_name, "{survived}: {removed:?}");
+        assert_eq!(kept.exists(), is_new, "{survived}");
+        assert_eq!(orders(&fixture.database).len(), if is_new { 1 } else { 2 }, "{survived}");
         if survived == steps.len() {
             assert!(is_new);
             break;
         }
     }
+}
+
+fn same_file(metadata: &std::fs::Metadata, path: &Path) -> bool {
+    path.metadata().is_ok_and(|other| (other.dev(), other.ino()) == (metadata.dev(), metadata.ino()))
+}
+
+/// Leaves what a restore does that is killed after its first step, with its copy.
+async fn interrupt_a_restore(fixture: &Fixture, file: &Path) -> (PathBuf, PathBuf) {
+    let candidate = Store::candidate(&fixture.url(), file.to_owned(), |_, _| ()).await.unwrap();
+    let _held = complete(&fixture.database).unwrap();
+    let kept = fixture.path(KEPT);
+    let steps = plan(&candidate.replica.path(), &fixture.database, &kept, true);
+    take(&steps[..1]).unwrap();
+    let copy = fixture.path("data/.webhookctl-abcdef");
+    std::fs::create_dir(&copy).unwrap();
+    std::fs::copy(candidate.replica.path(), copy.join("database")).unwrap();
+    (kept, copy)
+}
+
+#[tokio::test]
+async fn the_next_start_and_the_next_restore_remove_what_an_interrupted_restore_left() {
+    let (fixture, file) = old_and_copy().await;
+    let (link, copy) = interrupt_a_restore(&fixture, &file).await;
+    assert!(same_file(&link.metadata().unwrap(), &fixture.database));
+    // What others keep beside the database is theirs, and a copy that is in use is needed.
+    std::fs::create_dir(fixture.path("data/.other")).unwrap();
+    std::fs::write(fixture.path("data/x.db.before-restore-old"), "kept by an earlier restore").unwrap();
+    let in_use = Store::candidate(&fixture.url(), file.clone(), |_, _| ()).await.unwrap();
+    let store = Store::open(&fixture.url()).await.unwrap();
+    let mut expected = vec![link.clone(), copy.clone()];
+    expected.sort_unstable();
+    assert_eq!(store.remove_leftovers(&fixture.url()).await.unwrap(), expected);
+    assert!(store.remove_leftovers(&fixture.url()).await.unwrap().is_empty());
+    store.close().await.unwrap();
+    assert!(in_use.replica.path().exists());
+    drop(in_use);
+    let names = [".other", "x.db", "x.db.before-restore-old"];
+    assert_eq!(fixture.files("data"), names.map(str::to_owned).into());
+    assert_eq!(orders(&fixture.database), ["A1", "B2"]);
+
+    interrupt_a_restore(&fixture, &file).await;
+    let candidate = Store::candidate(&fixture.url(), file, |_, _| ()).await.unwrap();
+    let restored = candidate.install(Timestamp::from_ms(NOW)).await.unwrap();
+    assert_eq!((restored.kept.as_ref(), restored.removed), (Some(&link), expected));
+    assert_eq!((orders(&fixture.database), orders(&link)), (vec!["A1".to_owned()], vec!["A1".into(), "B2".into()]));
+}
+
+#[tokio::test]
+async fn the_log_of_a_damaged_database_comes_back_from_an_interrupted_restore() {
+    let (fixture, file) = old_and_copy().await;
+    std::fs::write(&fixture.database, "damaged".repeat(2000)).unwrap();
+    let log = beside(&fixture.database, "-wal");
+    std::fs::write(&log, "its log").unwrap();
+    let kept = fixture.path(KEPT);
+    let steps = plan(&file, &fixture.database, &kept, true);
+    take(&steps[..2]).unwrap();
+    assert!(!log.exists());
+    let restored = restore(&fixture, &file).await.unwrap().unwrap();
+    assert_eq!(restored, kept);
+    assert_eq!(std::fs::read_to_string(beside(&kept, "-wal")).unwrap(), "its log");
+    assert_eq!(orders(&fixture.database), ["A1"]);
 }
 
 #[tokio::test]
