@@ -135,6 +135,9 @@ async fn restore(config: &Config, file: PathBuf, even_with_findings: bool, json:
     if !audit.is_sound() && !even_with_findings {
         return refuse(&audit, &file, &t!("backup.unsound"), json);
     }
+    if !audit.can_be_opened() {
+        return refuse(&audit, &file, &t!("backup.other_schema"), json);
+    }
     let kept = candidate.install(Timestamp::now()).await?;
     if json {
         let mut view = view(&audit, &file)?;

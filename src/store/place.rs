@@ -9,6 +9,9 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+/// What SQLite keeps beside a database until it has all of it in its one file.
+pub(super) const BESIDE: [&str; 3] = ["-wal", "-journal", "-shm"];
+
 /// Which file it is, whatever its name.
 pub(super) type Identity = (u64, u64);
 

@@ -28,6 +28,7 @@ mod pid_file;
 mod reload;
 mod restart;
 mod return_page;
+mod schema;
 mod simulated_gateway;
 mod simulator;
 mod stand_in;

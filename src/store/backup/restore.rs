@@ -1,7 +1,8 @@
 //! A copy comes into the place of the database, so that at every moment one or the other is there, whole.
 
+use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -9,6 +10,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use super::{BESIDE, BackupError, Replica, Store, beside, blocking, io_at, is_damage, refuse_own_file, sync_directory};
 use crate::clock::Timestamp;
 use crate::config::DatabaseUrl;
+use crate::files::{self, Audience};
 use crate::store::audit::Audit;
 use crate::store::{StoreError, schema};
 
@@ -36,7 +38,7 @@ impl Store {
                 found => found.map_err(io_at(&database))?,
             };
             let directory = directory_of(&database);
-            std::fs::create_dir_all(directory).map_err(io_at(directory))?;
+            files::create_directory(directory).map_err(io_at(directory))?;
             let replica = Replica::of(&file, directory)?;
             let audit = replica.audit(progress)?;
             Ok(Candidate { audit, replica, database })
@@ -63,13 +65,16 @@ fn install(new: &Path, database: &Path, at: Timestamp) -> Result<Option<PathBuf>
         take(&plan(new, database, &kept, false))?;
         return Ok(None);
     };
-    std::fs::set_permissions(new, old.permissions()).map_err(io_at(new))?;
+    let mode = Audience::Owner.narrowed(old.mode());
+    std::fs::set_permissions(new, Permissions::from_mode(mode)).map_err(io_at(new))?;
     // Whoever reads it by its group; it may be a group that we cannot give it to.
     let _ = chown(new, None, Some(old.gid()));
     make_durable(new)?;
     let kept = kept_name(database, at);
     // Held until all is done, so that nobody opens the file that is about to be the old one.
     let _held = complete(database)?;
+    // What is kept is closed to other users as well.
+    schema::close_to_others(database)?;
     take(&plan(new, database, &kept, true))?;
     Ok(Some(kept))
 }
