@@ -25,6 +25,7 @@ mod manager;
 mod messages;
 mod payment;
 mod pid_file;
+mod private_files;
 mod reload;
 mod restart;
 mod return_page;
