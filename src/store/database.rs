@@ -3,9 +3,9 @@
 //! Where its files were removed, what is still open here is all that there is, and is written back. Where another file has taken their
 //! place, somebody has to decide which one it is to be: nothing is written until then, and what is open here is kept beside it.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use super::place::{Identity, Place, Standing, identity, with_ending};
 use super::readers::{Readers, leave_files};
 use super::{StoreError, schema};
 use crate::clock::Timestamp;
-use crate::files;
+use crate::files::{self, Audience};
 
 const TARGET: &str = "webhookctl::store";
 /// How long files that could not be put right are left alone.
@@ -231,7 +231,7 @@ fn create_alone(path: &Path) -> io::Result<()> {
         files::create_directory(directory)?;
     }
     remove_if_there(path)?;
-    files::create_unopened(path)
+    OpenOptions::new().write(true).create_new(true).mode(Audience::Owner.mode()).open(path).map(drop)
 }
 
 /// Gives a copy its name and its permissions, durably.
