@@ -107,7 +107,7 @@ impl PidFile {
         // Who may read it may lock it, and so keep the service from starting.
         let mode = Audience::Group.mode();
         let file = open(path, OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(mode))?;
-        // Where this user may not do that, whoever owns the file has to.
+        // A failure leaves the file to its owner.
         let _ = files::close_opened_to_others(&file, path, Audience::Group);
         for _ in 0..TRIES {
             match file.try_lock() {

@@ -127,7 +127,7 @@ pub(super) fn compare(found: &[Object], known: &[Object]) -> Vec<SchemaDifferenc
     let mut roots = BTreeSet::new();
     let mut differences = Vec::new();
     for object in found {
-        // What is written to one of two that share their content is written to both.
+        // A write to one of two objects with the same content changes both.
         let is_alone = object.root == 0 || roots.insert(object.root);
         let deviation = match missing.remove(&(&object.kind, &object.name)) {
             Some(known) if is_alone && object.is_defined_as(known) => continue,

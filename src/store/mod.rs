@@ -116,7 +116,7 @@ pub enum StoreError {
     OtherSchema {
         /// Its file.
         path: PathBuf,
-        /// What is foreign, missing or changed.
+        /// The objects that are foreign, missing or changed.
         differences: Arc<[SchemaDifference]>,
     },
     /// Users beside the owner and the group can use a file of the database, and this user cannot keep them out.

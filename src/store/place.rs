@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// What SQLite keeps beside a database until it has all of it in its one file.
+/// Endings of the files that SQLite keeps beside a database.
 pub(super) const BESIDE: [&str; 3] = ["-wal", "-journal", "-shm"];
 
 /// Which file it is, whatever its name.

@@ -150,7 +150,7 @@ pub(super) fn open_unchanging(path: &Path) -> Result<(Connection, u32), StoreErr
     open().map_err(refused)
 }
 
-/// What is foreign, missing or changed in the schema of a database that says to be of this version.
+/// The objects that are foreign, missing or changed in a database that says to be of this version.
 pub(super) fn differences(db: &Connection, version: u32) -> rusqlite::Result<Vec<SchemaDifference>> {
     let found = catalog::read(db)?;
     if version == VERSION {
@@ -257,7 +257,7 @@ fn choose_triggers(db: &Connection) -> rusqlite::Result<()> {
 /// Keeps other users out of the database and of what SQLite has beside it.
 pub(super) fn close_to_others(path: &Path) -> Result<(), StoreError> {
     // The files stand beside the database itself and not beside a link to it.
-    let Ok(database) = path.canonicalize() else { return Ok(()) };
+    let database = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     for file in std::iter::once(database.clone()).chain(BESIDE.map(|ending| with_ending(&database, ending))) {
         let narrowed = files::close_to_others(&file, Audience::Owner)
             .map_err(|open| StoreError::OpenToOthers { path: open.path, mode: open.mode })?;

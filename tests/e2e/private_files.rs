@@ -1,4 +1,4 @@
-//! Who can read what the program writes: its user, the log also the group, and nobody else, whatever the umask.
+//! Files that the program writes are readable by its user, the log also by the group, and by nobody else, whatever the umask.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
@@ -121,14 +121,14 @@ fn a_command_makes_the_database_as_private_as_the_service_does() {
         let create = ["orders", "create", "--telegram-id", "1001", "--package", "silver", "--merchant", PID];
         run_under(&sandbox, umask, &create);
         sandbox.is_private(&["data/telegram_bot_v2.db"]);
-        // Where a link leads to a file that is still to be made.
+        // A link that leads to a file which is still to be made.
         fs::remove_dir_all(sandbox.path("data")).unwrap();
         fs::create_dir(sandbox.path("data")).unwrap();
         set_mode(&sandbox.path("data"), 0o700);
         symlink(sandbox.path("elsewhere.db"), sandbox.database_file()).unwrap();
         run_under(&sandbox, umask, &create);
         assert_eq!(mode(&sandbox.path("elsewhere.db")), 0o600);
-        // Nobody loosens what the umask forbids.
+        // A stricter umask stays in force.
         let strict = Sandbox::new();
         let mut service = Service::start(under(&strict, "077", &["serve"]));
         service.signal(Signal::SIGTERM);
@@ -163,7 +163,7 @@ fn files_that_are_open_to_everybody_are_closed_at_the_start_and_that_is_told() {
     drop(reader);
     service.stop();
 
-    // What was closed to others stays as it is: a group that was let in on purpose keeps its access.
+    // A mode without anything for others stays: a group that was let in on purpose keeps its access.
     for kept in [0o640, 0o660] {
         set_mode(&sandbox.database_file(), kept);
         assert_eq!(sandbox.status(&order), "paid");

@@ -142,8 +142,8 @@ impl Audit {
 
     /// The one thing that can be said of a file of an older version whose schema is not that of its version.
     pub(super) fn of_other_schema(differences: &[SchemaDifference]) -> Self {
-        let rows: Vec<_> = differences.iter().map(differing).collect();
-        let check = Check { name: CheckName::Schema, findings: rows.len() as u64, rows };
+        let rows = differences.iter().take(FINDINGS_NAMED_MAX).map(differing).collect();
+        let check = Check { name: CheckName::Schema, findings: differences.len() as u64, rows };
         Self { checks: vec![check], orders: 0, settled: 0 }
     }
 

@@ -62,6 +62,7 @@ fn install(new: &Path, database: &Path, at: Timestamp) -> Result<Option<PathBuf>
     let Ok(old) = database.metadata() else {
         make_durable(new)?;
         let kept = kept_name(database, at);
+        schema::close_to_others(database)?;
         take(&plan(new, database, &kept, false))?;
         return Ok(None);
     };
@@ -73,7 +74,7 @@ fn install(new: &Path, database: &Path, at: Timestamp) -> Result<Option<PathBuf>
     let kept = kept_name(database, at);
     // Held until all is done, so that nobody opens the file that is about to be the old one.
     let _held = complete(database)?;
-    // What is kept is closed to other users as well.
+    // The old database is closed to other users as well.
     schema::close_to_others(database)?;
     take(&plan(new, database, &kept, true))?;
     Ok(Some(kept))

@@ -66,7 +66,7 @@ async fn settle(store: &Store, order_no: &str) {
     store.settle(fixtures::paid(order_no, &format!("T{order_no}"), at)).await.unwrap();
 }
 
-/// What an audit says of the schema, as `fault name`.
+/// An audit's findings about the schema, as `fault name`.
 fn told(audit: &Audit) -> Vec<String> {
     let check = audit.checks.iter().find(|check| check.name == CheckName::Schema).unwrap();
     check.rows.iter().map(|row| format!("{} {}", row.fault, row.row)).collect()
@@ -111,7 +111,7 @@ async fn a_trigger_that_comes_while_the_service_runs_is_not_put_in_force() {
     settle(&store, "B2").await;
     store.close().await.unwrap();
     assert_eq!(fixture.credits(), 140);
-    // It would be, by any other program that writes to the file.
+    // Any other program that writes to the file would obey the trigger.
     assert_eq!(refused(&fixture).await, ["Foreign trigger mint"]);
 }
 
@@ -150,7 +150,7 @@ async fn every_object_that_is_foreign_missing_or_changed_is_named() {
         (rewrite("sql = replace(sql, 'DEFAULT 0', 'DEFAULT 1000000') WHERE name = 'users'"), &["Changed table users"]),
         // The engine takes it for the same, and comparing bytes does not.
         (rewrite("sql = CAST(sql AS BLOB) WHERE name = 'users_are_kept'"), &["Changed trigger users_are_kept"]),
-        // What is written down of a forged callback would be written to the balances.
+        // Each forged callback would be written into the balances.
         (
             rewrite("rootpage = (SELECT rootpage FROM sqlite_schema WHERE name = 'users') WHERE name = 'rejections'"),
             &["Changed table users"],
@@ -175,7 +175,7 @@ async fn an_index_of_somebody_elses_is_refused_with_the_sql_that_removes_it() {
     assert!(error.ends_with(removal), "{error}");
     fixture.doctor(removal);
     Store::open(&fixture.url()).await.unwrap().close().await.unwrap();
-    // Where more is different than an index, dropping that is not all there is to do.
+    // Dropping the index is not enough if more is different.
     fixture.doctor("CREATE INDEX by_type ON orders (type); DROP TRIGGER users_are_kept");
     let error = Store::open(&fixture.url()).await.err().unwrap().to_string();
     assert!(error.contains("by_type") && !error.contains("DROP INDEX"), "{error}");
