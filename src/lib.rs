@@ -24,6 +24,7 @@ mod config;
 mod doctor;
 mod epay;
 mod explain;
+mod files;
 mod gateways;
 mod language;
 mod logging;
@@ -60,6 +61,6 @@ pub use config::{Config, ConfigError, Finding};
 pub use money::{Amount, AmountError};
 pub use order::{NewOrder, Order, OrderNo, OrderStatus, OrderView, SettledBy, User};
 pub use service::Service;
-pub use store::{Grant, OrderFilter, Store, StoreError};
+pub use store::{Deviation, Grant, OrderFilter, SchemaDifference, Store, StoreError};
 
 rust_i18n::i18n!("src/locales");

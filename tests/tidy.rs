@@ -16,6 +16,7 @@ const ORDER: &[&str] = &[
     "money",
     "clock",
     "secret",
+    "files",
     "outgoing",
     "order",
     "epay",

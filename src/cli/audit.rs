@@ -74,6 +74,9 @@ pub(super) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result
         if audit.findings() > 0 {
             eprint(&t!("audit.what_to_do"));
         }
+        if !audit.can_be_opened() {
+            eprint(&t!("audit.other_schema"));
+        }
     }
     Ok(if audit.findings() == 0 { Exit::Done } else { Exit::Found })
 }

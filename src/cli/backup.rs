@@ -135,6 +135,9 @@ async fn restore(config: &Config, file: PathBuf, even_with_findings: bool, json:
     if !audit.is_sound() && !even_with_findings {
         return refuse(&audit, &file, &t!("backup.unsound"), json);
     }
+    if !audit.can_be_opened() {
+        return refuse(&audit, &file, &t!("backup.other_schema"), json);
+    }
     let restored = candidate.install(Timestamp::now()).await?;
     for path in &restored.removed {
         eprint(&t!("backup.leftover_removed", path = path.display()));

@@ -12,6 +12,7 @@ use serde_json::json;
 use super::failure::{Exit, eprint};
 use super::{output, parse_language};
 use crate::config::{ConfigError, DEFAULT_FILE, EXAMPLE, Finding, Loaded, asked_for, file_name, process_environment};
+use crate::files::Audience;
 use crate::language::Language;
 
 #[derive(clap::Subcommand)]
@@ -52,12 +53,13 @@ fn init(file: Option<&Path>, language: Language) -> anyhow::Result<Exit> {
     language.activate();
     let path = asked_for(file, &process_environment).unwrap_or_else(|| DEFAULT_FILE.into());
     // It holds a key: for its owner only, and never over a file that is there.
-    let mut example = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(|error| {
-        match error.kind() {
-            io::ErrorKind::AlreadyExists => anyhow!(t!("cli.init_exists", path = path.display()).into_owned()),
-            _ => anyhow::Error::new(error).context(t!("cli.init_failed", path = path.display()).into_owned()),
-        }
-    })?;
+    let mut example =
+        OpenOptions::new().write(true).create_new(true).mode(Audience::Owner.mode()).open(&path).map_err(|error| {
+            match error.kind() {
+                io::ErrorKind::AlreadyExists => anyhow!(t!("cli.init_exists", path = path.display()).into_owned()),
+                _ => anyhow::Error::new(error).context(t!("cli.init_failed", path = path.display()).into_owned()),
+            }
+        })?;
     let text = EXAMPLE.replace("%{sandbox_key}", &random_key()?);
     let text = text.replace("language = \"zh\"", &format!("language = \"{language}\""));
     example.write_all(text.as_bytes())?;

@@ -93,6 +93,7 @@ pub(super) fn exit_of(error: &anyhow::Error) -> Exit {
         }
         let denied = match (cause.downcast_ref::<StoreError>(), cause.downcast_ref::<io::Error>()) {
             (Some(StoreError::CannotOpen { denied, .. }), _) => *denied,
+            (Some(StoreError::OpenToOthers { .. }), _) => true,
             (_, Some(error)) => error.kind() == io::ErrorKind::PermissionDenied,
             _ => false,
         };
@@ -119,6 +120,8 @@ mod tests {
             (bad_configuration.into(), Exit::BadConfiguration),
             (cannot_open(true).into(), Exit::NoPermission),
             (cannot_open(false).into(), Exit::Failed),
+            (StoreError::OpenToOthers { path: "x".into(), mode: 0o644 }.into(), Exit::NoPermission),
+            (StoreError::OtherSchema { path: "x".into(), differences: [].into() }.into(), Exit::Failed),
             (io::Error::from(io::ErrorKind::PermissionDenied).into(), Exit::NoPermission),
             (io::Error::from(io::ErrorKind::AddrInUse).into(), Exit::Failed),
         ] {

@@ -11,10 +11,10 @@ use rustix::fs::statvfs;
 
 use super::{Check, State, Subject};
 use crate::config::{Config, DatabaseUrl, Loaded};
+use crate::files::{is_open_to_others, octal};
 
 /// Bits of a file's mode.
 const GROUP_OR_OTHERS_WRITE: u32 = 0o022;
-const OTHERS: u32 = 0o007;
 const OTHERS_WRITE: u32 = 0o002;
 const STICKY: u32 = 0o1000;
 
@@ -36,14 +36,14 @@ pub(super) fn secrets(loaded: &Loaded) -> Check {
     let others = own.map(|file| (file, secrets.inline)).into_iter().chain(public.map(|file| (file, false)));
     for (file, holds_secrets) in secrets.files.iter().map(secret).chain(others) {
         let Ok(metadata) = file.metadata() else { continue };
-        let (path, mode) = (file.display(), format!("{:04o}", metadata.mode() & 0o7777));
+        let (path, mode) = (file.display(), octal(metadata.mode()));
         // A pipe has no readers but us.
         if !metadata.is_file() {
             continue;
         }
         if metadata.mode() & GROUP_OR_OTHERS_WRITE != 0 {
             complaints.push(t!("doctor.secret_writable", path = path, mode = mode));
-        } else if holds_secrets && metadata.mode() & OTHERS != 0 {
+        } else if holds_secrets && is_open_to_others(metadata.mode()) {
             complaints.push(t!("doctor.secret_readable", path = path, mode = mode));
         }
     }
@@ -56,14 +56,15 @@ pub(super) fn secrets(loaded: &Loaded) -> Check {
     Check::new(Subject::Secrets, State::Fine, t!("doctor.secrets_fine"))
 }
 
-/// Whether this user can write where the service has to, and nobody else everywhere.
+/// Whether this user can write where the service has to, and no other user read or write there.
 pub(super) fn directories(config: &Config) -> Check {
     let DatabaseUrl::Sqlite(database) = &config.database.url;
     let files = [database, &config.log.file, &config.service.pid_file];
     let directories: BTreeSet<_> = files.iter().filter_map(|file| file.parent()).collect();
     let complaints = directories.into_iter().filter_map(complaint_about_directory);
+    let complaints = complaints.chain(files.into_iter().filter_map(|file| complaint_about_file(file)));
     let complaints: Vec<_> =
-        complaints.chain(files.into_iter().filter_map(|file| complaint_about_file(file))).collect();
+        complaints.chain(files.into_iter().filter_map(|file| complaint_about_others(file))).collect();
     if complaints.is_empty() {
         Check::new(Subject::Directories, State::Fine, t!("doctor.directories_fine"))
     } else {
@@ -93,7 +94,23 @@ fn complaint_about_file(file: &Path) -> Option<String> {
     if let Err(error) = access(file, AccessFlags::R_OK | AccessFlags::W_OK) {
         return Some(t!("doctor.not_writable", path = path, error = error.desc()).into());
     }
-    (metadata.mode() & OTHERS_WRITE != 0).then(|| t!("doctor.writable_by_all", path = path).into())
+    None
+}
+
+/// Other users can use the file, or one that was made from it: a log or a copy of the database, a log that was rotated.
+fn complaint_about_others(base: &Path) -> Option<String> {
+    let name = base.file_name()?.as_encoded_bytes();
+    let mut open: Vec<_> = std::fs::read_dir(base.parent()?)
+        .ok()?
+        .flatten()
+        .filter(|entry| entry.file_name().as_encoded_bytes().starts_with(name))
+        .filter_map(|entry| Some((entry.path(), entry.metadata().ok()?)))
+        .filter(|(_, metadata)| metadata.is_file() && is_open_to_others(metadata.mode()))
+        .collect();
+    open.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let (path, metadata) = open.first()?;
+    let mode = octal(metadata.mode());
+    Some(t!("doctor.open_to_all", path = path.display(), mode = mode, base = base.display()).into())
 }
 
 /// What there is of a path: itself, or the directory that it would be made in.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,6 +13,7 @@ use log::Level;
 use rust_i18n::t;
 
 use super::{own_line, without_time};
+use crate::files::{self, Audience};
 
 /// How many records wait for a slow destination.
 const QUEUE_MAX: usize = 4096;
@@ -229,6 +231,7 @@ impl LogFile {
         }
         match open(&self.path) {
             Ok(file) => {
+                self.close_to_others(&file);
                 self.file = Some(file);
                 self.open_failed = None;
                 Ok(())
@@ -237,6 +240,25 @@ impl LogFile {
                 self.open_failed = Some((Instant::now(), error.kind(), error.to_string()));
                 Err(error)
             }
+        }
+    }
+
+    /// Keeps other users out of a file that was just opened, and tells that. A log that they can read is better than none.
+    fn close_to_others(&self, mut file: &File) {
+        let path = self.path.display();
+        let text = match files::close_opened_to_others(file, &self.path, Audience::Group) {
+            Ok(None) => return,
+            Ok(Some(narrowed)) => {
+                let (from, to) = (files::octal(narrowed.from), files::octal(narrowed.to));
+                t!("log.closed_to_others", path = path, from = from, to = to)
+            }
+            Err(open) => t!("store.open_to_others", path = path, mode = files::octal(open.mode)),
+        };
+        let line = own_line(Level::Warn, &text);
+        // Records that come after it tell of trouble with the file.
+        let _ = file.write_all(line.as_bytes());
+        if let Some(console) = &self.console {
+            console.send(&line);
         }
     }
 
@@ -289,6 +311,9 @@ impl Sink for LogFile {
     fn reopen(&mut self, path: PathBuf) -> io::Result<()> {
         let file = open(&path)?;
         *self = Self { file: Some(file), ..Self::new(path, self.console.take()) };
+        if let Some(file) = &self.file {
+            self.close_to_others(file);
+        }
         Ok(())
     }
 }
@@ -304,9 +329,9 @@ fn is_removed(file: &File) -> bool {
 
 fn open(path: &Path) -> io::Result<File> {
     if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)?;
+        files::create_directory(directory)?;
     }
-    OpenOptions::new().append(true).create(true).open(path)
+    OpenOptions::new().append(true).create(true).mode(Audience::Group.mode()).open(path)
 }
 
 #[cfg(test)]

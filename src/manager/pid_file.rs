@@ -18,6 +18,7 @@ use rust_i18n::t;
 use rustix::fs::OFlags;
 
 use super::process::{Process, file_id};
+use crate::files::{self, Audience};
 
 /// How long a lock is tried for: someone who only looks holds it for a moment. And how long a text that does not fit is looked at
 /// again: it may be about to change.
@@ -101,10 +102,13 @@ impl PidFile {
     /// Creates the file where there is none, with its directory, and locks it.
     pub(crate) fn lock(path: &Path) -> Result<Self, LockError> {
         if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory)?;
+            files::create_directory(directory)?;
         }
         // Who may read it may lock it, and so keep the service from starting.
-        let file = open(path, OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o640))?;
+        let mode = Audience::Group.mode();
+        let file = open(path, OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(mode))?;
+        // A failure leaves the file to its owner.
+        let _ = files::close_opened_to_others(&file, path, Audience::Group);
         for _ in 0..TRIES {
             match file.try_lock() {
                 Ok(()) => return Ok(Self { file }),

@@ -19,6 +19,7 @@ use super::place::{Identity, Place, Standing, identity, with_ending};
 use super::readers::{Readers, leave_files};
 use super::{StoreError, schema};
 use crate::clock::Timestamp;
+use crate::files::{self, Audience};
 
 const TARGET: &str = "webhookctl::store";
 /// How long files that could not be put right are left alone.
@@ -132,9 +133,11 @@ impl Database {
         let mut reading = self.readers.stop();
         let written = copy(connection, &path, self.place.mode)?;
         let removed = self.place.remove_log().map_err(|error| failed(&error));
-        let (connection, place) = removed.and_then(|()| open_there(&path, written)).inspect_err(|_| {
-            // Or it would stand in its own place as another file the next time.
-            if is_there(&path, written) {
+        let (connection, place) = removed.and_then(|()| open_there(&path, written)).inspect_err(|error| {
+            // Or it would stand in its own place as another file the next time. One that this program refuses for its schema does so
+            // until somebody has looked at it.
+            let is_refused = matches!(error, StoreError::OtherSchema { .. });
+            if !is_refused && is_there(&path, written) {
                 let _ = fs::remove_file(&path);
             }
         })?;
@@ -225,10 +228,10 @@ fn copy(connection: &Connection, target: &Path, mode: u32) -> Result<Identity, S
 /// Makes an empty file that nobody else may read.
 fn create_alone(path: &Path) -> io::Result<()> {
     if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
+        files::create_directory(directory)?;
     }
     remove_if_there(path)?;
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(drop)
+    OpenOptions::new().write(true).create_new(true).mode(Audience::Owner.mode()).open(path).map(drop)
 }
 
 /// Gives a copy its name and its permissions, durably.

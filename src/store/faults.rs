@@ -161,6 +161,8 @@ pub(crate) enum Bug {
 thread_local! {
     /// Whether what is opened by this thread gets hooks.
     static HOOKS_WANTED: Cell<bool> = const { Cell::new(false) };
+    /// Whether what is opened by this thread may have any schema: a planted bug takes objects out of it.
+    static ANY_SCHEMA: Cell<bool> = const { Cell::new(false) };
     /// The bug of the writer whose thread this is.
     static BUG: Cell<Option<Bug>> = const { Cell::new(None) };
 }
@@ -169,17 +171,28 @@ fn has(bug: Bug) -> bool {
     BUG.get() == Some(bug)
 }
 
+/// Whether the schema of a database is not compared with the known one.
+pub(super) fn believes_any_schema() -> bool {
+    ANY_SCHEMA.get() || BUG.get().is_some()
+}
+
 impl Store {
-    /// Opens a database whose writer can be made to fail.
-    pub(crate) async fn open_with_faults(url: &DatabaseUrl) -> Result<Self, StoreError> {
+    /// Opens a database whose writer can be made to fail, with a planted bug if one is wanted.
+    pub(crate) async fn open_with_faults(url: &DatabaseUrl, bug: Option<Bug>) -> Result<Self, StoreError> {
         let DatabaseUrl::Sqlite(path) = url.clone();
-        blocking(move || {
+        let store = blocking(move || {
             HOOKS_WANTED.set(true);
+            ANY_SCHEMA.set(bug.is_some());
             let opened = Self::open_file(&path, QUEUE_MAX);
             HOOKS_WANTED.set(false);
+            ANY_SCHEMA.set(false);
             opened
         })
-        .await
+        .await?;
+        if let Some(bug) = bug {
+            store.plant(bug).await?;
+        }
+        Ok(store)
     }
 
     /// What makes this store's writer fail.
@@ -196,7 +209,7 @@ impl Store {
     }
 
     /// Gives this store's settlement a bug. What the schema would not let pass is taken out of it.
-    pub(crate) async fn plant(&self, bug: Bug) -> Result<(), StoreError> {
+    async fn plant(&self, bug: Bug) -> Result<(), StoreError> {
         self.on_writer(move |db| {
             BUG.set(Some(bug));
             db.execute_batch(

@@ -24,6 +24,11 @@ impl Store {
             if version == 0 {
                 return Err(StoreError::Missing(path));
             }
+            // Before the engine's own check, which evaluates what the schema says.
+            let differences = schema::differences(&db, version)?;
+            if !differences.is_empty() {
+                return Err(StoreError::OtherSchema { path, differences: differences.into() });
+            }
             Ok(Inspection { version, known: schema::VERSION, damages: integrity(&db) })
         })
         .await

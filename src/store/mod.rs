@@ -8,6 +8,7 @@ mod accounts;
 mod audit;
 mod backup;
 mod bench;
+mod catalog;
 mod checkpoint;
 mod database;
 #[cfg(test)]
@@ -45,6 +46,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::clock::Timestamp;
 use crate::config::DatabaseUrl;
+use crate::files;
 use crate::language::Language;
 use crate::money::Amount;
 use crate::order::{NewOrder, Order, OrderStatus, PayPage, SettledBy, User};
@@ -53,6 +55,7 @@ pub(crate) use accounts::{Booked, Idempotency, Spend};
 pub(crate) use audit::{Audit, Finding as AuditFinding};
 pub(crate) use backup::BackupError;
 pub(crate) use bench::Bench;
+pub use catalog::{Deviation, SchemaDifference};
 use database::Database;
 pub(crate) use inspection::Inspection;
 pub(crate) use memory::Trouble;
@@ -67,6 +70,9 @@ use writer::Job;
 
 /// How many jobs wait for the writer before more are refused.
 const QUEUE_MAX: usize = 2048;
+
+/// How many objects of another schema an error names.
+const DIFFERENCES_NAMED_MAX: usize = 5;
 
 /// Why the store did not do what it was asked for. What failed has changed nothing.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -105,6 +111,20 @@ pub enum StoreError {
         found: u32,
         /// The version that is needed.
         known: u32,
+    },
+    /// The schema of the database is not the one that this program makes.
+    OtherSchema {
+        /// Its file.
+        path: PathBuf,
+        /// The objects that are foreign, missing or changed.
+        differences: Arc<[SchemaDifference]>,
+    },
+    /// Users beside the owner and the group can use a file of the database, and this user cannot keep them out.
+    OpenToOthers {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
     },
     /// There is no such user.
     NoSuchUser(i64),
@@ -173,6 +193,10 @@ impl fmt::Display for StoreError {
             Self::Older { path, found, known } => {
                 t!("store.older", path = path.display(), found = found, known = known)
             }
+            Self::OtherSchema { path, differences } => return write_other_schema(f, path, differences),
+            Self::OpenToOthers { path, mode } => {
+                t!("store.open_to_others", path = path.display(), mode = files::octal(*mode))
+            }
             Self::NoSuchUser(telegram_id) => t!("store.no_such_user", user = telegram_id),
             Self::OutOfBounds { telegram_id, credits } => {
                 t!("store.out_of_bounds", user = telegram_id, credits = credits)
@@ -193,6 +217,22 @@ impl fmt::Display for StoreError {
         };
         f.write_str(&text)
     }
+}
+
+/// Says what is different, and what to do. Where all that is different can be removed, how to do that as well.
+fn write_other_schema(f: &mut fmt::Formatter<'_>, path: &Path, differences: &[SchemaDifference]) -> fmt::Result {
+    let named: Vec<_> = differences.iter().take(DIFFERENCES_NAMED_MAX).map(ToString::to_string).collect();
+    let unnamed = differences.len() - named.len();
+    let mut named = named.join("; ");
+    if unnamed > 0 {
+        named = format!("{named}; {}", t!("audit.more", count = unnamed));
+    }
+    write!(f, "{}", t!("store.other_schema", path = path.display(), differences = named))?;
+    let removals: Option<Vec<_>> = differences.iter().map(|difference| difference.removal.as_deref()).collect();
+    if let Some(removals) = removals.filter(|_| unnamed == 0) {
+        write!(f, " {}", t!("store.other_schema_remove", sql = removals.join(" ")))?;
+    }
+    Ok(())
 }
 
 impl From<rusqlite::Error> for StoreError {

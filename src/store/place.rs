@@ -9,6 +9,9 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+/// Endings of the files that SQLite keeps beside a database.
+pub(super) const BESIDE: [&str; 3] = ["-wal", "-journal", "-shm"];
+
 /// Which file it is, whatever its name.
 pub(super) type Identity = (u64, u64);
 

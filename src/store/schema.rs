@@ -2,14 +2,18 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use nix::unistd::{AccessFlags, access};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+use rust_i18n::t;
 
-use super::place::Place;
+use super::catalog::{self, Object, SchemaDifference};
+use super::place::{BESIDE, Place, with_ending};
 use super::{StoreError, checkpoint};
+use crate::files::{self, Audience};
 
 /// Marks a database file as ours: `whkc`.
 const APPLICATION_ID: i64 = 0x7768_6b63;
@@ -51,11 +55,18 @@ const MIGRATIONS: [&str; VERSION as usize] = [
 /// The newest version of the schema.
 pub(super) const VERSION: u32 = 4;
 
+/// Every object of the newest version.
+static NEWEST: LazyLock<Vec<Object>> =
+    LazyLock::new(|| objects_of(VERSION).expect("the migrations of this program can be applied"));
+
 /// Opens the database for writing, created and migrated where that is needed.
 pub(super) fn open(path: &Path) -> Result<(Connection, Place), StoreError> {
+    let cannot_open = |error: io::Error| StoreError::cannot_open(path, &error);
     if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).map_err(|error| StoreError::cannot_open(path, &error))?;
+        files::create_directory(directory).map_err(cannot_open)?;
     }
+    // SQLite would make it with a mode that the umask decides on, and its log and index have the mode of the database.
+    files::create_unopened(path).map_err(cannot_open)?;
     open_with(path, OpenFlags::SQLITE_OPEN_CREATE)
 }
 
@@ -99,9 +110,7 @@ fn cause_in_the_file_system(path: &Path) -> Option<io::Error> {
 
 /// Opens a connection that cannot write.
 pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut db = Connection::open_with_flags(path, flags)?;
-    db.busy_handler(Some(wait_for_lock))?;
+    let db = connect(path, OpenFlags::empty())?;
     db.pragma_update(None, "query_only", true)?;
     db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     Ok(db)
@@ -134,10 +143,7 @@ pub(super) fn open_unchanging(path: &Path) -> Result<(Connection, u32), StoreErr
         }
     };
     let open = || -> Result<(Connection, u32), OpenError> {
-        // Not READ_ONLY: SQLite does not even load CHECK constraints then, and its integrity check would pass over them.
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let mut db = Connection::open_with_flags(path, flags)?;
-        db.busy_handler(Some(wait_for_lock))?;
+        let mut db = connect(path, OpenFlags::empty())?;
         db.pragma_update(None, "query_only", true)?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         let snapshot = db.transaction()?;
@@ -148,17 +154,30 @@ pub(super) fn open_unchanging(path: &Path) -> Result<(Connection, u32), StoreErr
     open().map_err(refused)
 }
 
-/// A database in memory with nothing but the newest schema.
-pub(super) fn in_memory() -> rusqlite::Result<Connection> {
+/// The objects that are foreign, missing or changed in a database that says to be of this version.
+pub(super) fn differences(db: &Connection, version: u32) -> rusqlite::Result<Vec<SchemaDifference>> {
+    let found = catalog::read(db)?;
+    if version == VERSION {
+        return Ok(catalog::compare(&found, &NEWEST));
+    }
+    Ok(catalog::compare(&found, &objects_of(version)?))
+}
+
+/// Every object of this version, as the migrations make them; none of version 0.
+pub(super) fn objects_of(version: u32) -> rusqlite::Result<Vec<Object>> {
     let db = Connection::open_in_memory()?;
-    MIGRATIONS.iter().try_for_each(|migration| db.execute_batch(migration))?;
-    Ok(db)
+    apply(&db, version)?;
+    catalog::read(&db)
+}
+
+fn apply(empty: &Connection, version: u32) -> rusqlite::Result<()> {
+    MIGRATIONS.iter().take(version as usize).try_for_each(|migration| empty.execute_batch(migration))
 }
 
 /// Has an empty database become one of this version.
 #[cfg(test)]
 pub(super) fn migrate_to(db: &Connection, version: u32) -> rusqlite::Result<()> {
-    MIGRATIONS.iter().take(version as usize).try_for_each(|migration| db.execute_batch(migration))?;
+    apply(db, version)?;
     db.pragma_update(None, "application_id", APPLICATION_ID)?;
     db.pragma_update(None, "user_version", version)
 }
@@ -178,24 +197,43 @@ impl From<rusqlite::Error> for OpenError {
     }
 }
 
-fn prepare(path: &Path, flags: OpenFlags) -> Result<Connection, OpenError> {
+impl From<StoreError> for OpenError {
+    fn from(refusal: StoreError) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// Opens a connection on which nothing of the file's schema runs by itself.
+///
+/// Not for reading only: SQLite does not even load CHECK constraints then, and its integrity check would pass over them.
+fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     let flags = flags | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags)?;
+    // Before the first statement.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false)?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    db.busy_handler(Some(wait_for_lock))?;
+    Ok(db)
+}
+
+fn prepare(path: &Path, flags: OpenFlags) -> Result<Connection, OpenError> {
+    let mut db = connect(path, flags)?;
     // SQLite opens what it may only read all the same, and would fail with every payment. Not even the write-ahead log may come
     // into being: it would be read-only as well.
     if db.is_readonly("main")? {
         return Err(OpenError::ReadOnly);
     }
-    db.busy_handler(Some(wait_for_lock))?;
     db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     // Before anything is changed: another program's file must stay as it is.
     let snapshot = db.transaction()?;
-    let version = check_version(&snapshot, path)?;
+    let version = check(&snapshot, path)?;
     snapshot.commit()?;
+    close_to_others(path)?;
     switch_to_wal(&db)?;
     db.pragma_update(None, "synchronous", "FULL")?;
     db.pragma_update(None, "foreign_keys", true)?;
-    db.pragma_update(None, "trusted_schema", false)?;
     checkpoint::watch_log(&mut db)?;
     if version < VERSION {
         migrate(&mut db, path)?;
@@ -210,35 +248,64 @@ fn prepare(path: &Path, flags: OpenFlags) -> Result<Connection, OpenError> {
     Ok(db)
 }
 
-/// Has all triggers but [`LEFT_TO_US`] in force for this connection, as temporary ones: an engine's own can only be switched off
-/// together.
+/// Has all triggers but [`LEFT_TO_US`] in force for this connection, as temporary ones made from this program's own text: a file's can
+/// only be switched off together, and are.
 fn choose_triggers(db: &Connection) -> rusqlite::Result<()> {
-    let triggers: Vec<(String, String)> = db
-        .prepare("SELECT name, sql FROM main.sqlite_schema WHERE type = 'trigger'")?
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<Result<_, _>>()?;
-    for (_, sql) in triggers.iter().filter(|(name, _)| !LEFT_TO_US.contains(&name.as_str())) {
+    let triggers = NEWEST.iter().filter(|object| object.is_trigger() && !LEFT_TO_US.contains(&object.name.as_str()));
+    for sql in triggers.filter_map(|trigger| trigger.sql.as_ref()) {
         db.execute_batch(&sql.replacen("CREATE TRIGGER", "CREATE TEMP TRIGGER", 1))?;
     }
-    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
     Ok(())
+}
+
+/// Keeps other users out of the database and of what SQLite has beside it.
+pub(super) fn close_to_others(path: &Path) -> Result<(), StoreError> {
+    // The files stand beside the database itself and not beside a link to it.
+    let database = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    for file in std::iter::once(database.clone()).chain(BESIDE.map(|ending| with_ending(&database, ending))) {
+        let narrowed = files::close_to_others(&file, Audience::Owner)
+            .map_err(|open| StoreError::OpenToOthers { path: open.path, mode: open.mode })?;
+        if let Some(narrowed) = narrowed {
+            let (from, to) = (files::octal(narrowed.from), files::octal(narrowed.to));
+            log::warn!(
+                target: "webhookctl::store",
+                "{}", t!("log.closed_to_others", path = file.display(), from = from, to = to)
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a database that another program made, a newer version of this one, or one whose schema is not exactly that of its version.
+fn check(db: &Connection, path: &Path) -> Result<u32, OpenError> {
+    let version = check_version(db, path)?;
+    let differences = differences(db, version)?;
+    #[cfg(test)]
+    if super::faults::believes_any_schema() {
+        return Ok(version);
+    }
+    if differences.is_empty() {
+        return Ok(version);
+    }
+    Err(StoreError::OtherSchema { path: path.to_owned(), differences: differences.into() }.into())
 }
 
 /// Refuses a database that another program made, or a newer version of this one.
 ///
 /// Called in a transaction: another process may be creating the schema at this moment, and half of it looks foreign.
 fn check_version(db: &Connection, path: &Path) -> Result<u32, OpenError> {
-    let found: u32 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let found: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let application: i64 = db.query_row("PRAGMA application_id", [], |row| row.get(0))?;
     let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     let path = path.to_owned();
-    if application != APPLICATION_ID && (application != 0 || found > 0 || tables > 0) {
-        return Err(OpenError::Refused(StoreError::Foreign(path)));
+    let is_empty = application == 0 && found == 0 && tables == 0;
+    match u32::try_from(found) {
+        Ok(found) if found > VERSION && application == APPLICATION_ID => {
+            Err(StoreError::Newer { path, found, known: VERSION }.into())
+        }
+        Ok(found) if is_empty || application == APPLICATION_ID => Ok(found),
+        _ => Err(StoreError::Foreign(path).into()),
     }
-    if found > VERSION {
-        return Err(OpenError::Refused(StoreError::Newer { path, found, known: VERSION }));
-    }
-    Ok(found)
 }
 
 /// SQLite asks this as long as another process has the lock that it needs: whether to try again.
@@ -271,12 +338,17 @@ fn switch_to_wal(db: &Connection) -> Result<(), OpenError> {
 fn migrate(db: &mut Connection, path: &Path) -> Result<(), OpenError> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     // Another process may have done it in the meantime.
-    let version = check_version(&transaction, path)?;
+    let version = check(&transaction, path)?;
+    // The schema is ours: its triggers hold while it changes, and a migration may rewrite it.
+    transaction.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, true)?;
+    transaction.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, false)?;
     for migration in MIGRATIONS.iter().skip(version as usize) {
         transaction.execute_batch(migration)?;
     }
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", VERSION)?;
     transaction.commit()?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     Ok(())
 }

@@ -258,6 +258,24 @@ fn what_others_can_read_or_change_is_told() {
     expect(&sandbox, "directories", "problem", "chmod o-w");
     mode(&sandbox.path("data"), 0o755);
     expect(&sandbox, "directories", "ok", "");
+    // The database with all that belongs to it, and the log with what was rotated.
+    fs::create_dir(sandbox.path("logs")).unwrap();
+    for file in [
+        "data/telegram_bot_v2.db",
+        "data/telegram_bot_v2.db-shm",
+        "data/telegram_bot_v2.db.before-restore-20260102T030405Z",
+        "logs/payment_webhook_v1.log",
+        "logs/payment_webhook_v1.log.1",
+    ] {
+        let path = sandbox.path(file);
+        fs::write(&path, "").unwrap();
+        mode(&path, 0o644);
+        expect(&sandbox, "directories", "problem", &format!("{file}（0644）"));
+        expect(&sandbox, "directories", "problem", "chmod o-rwx");
+        mode(&path, 0o640);
+        expect(&sandbox, "directories", "ok", "");
+    }
+    fs::remove_dir_all(sandbox.path("logs")).unwrap();
     fs::write(sandbox.path("logs"), "a file").unwrap();
     expect(&sandbox, "directories", "problem", "logs");
 }
@@ -282,12 +300,17 @@ fn a_database_that_is_damaged_foreign_or_of_another_version_is_told() {
     let sandbox = sandbox(&gateway.url(), &telegram.url());
     sandbox.create_database_with_orders(200);
     expect(&sandbox, "database", "ok", "4");
-    let version = |version: u32| sandbox.database().pragma_update(None, "user_version", version).unwrap();
-    version(1);
-    expect(&sandbox, "database", "warning", "backup create");
+    let current = sandbox.count("PRAGMA user_version");
+    let version = |version: i64| sandbox.database().pragma_update(None, "user_version", version).unwrap();
     version(99);
     expect(&sandbox, "database", "problem", "99");
-    version(4);
+    version(1);
+    expect(&sandbox, "database", "problem", "backup restore");
+    version(current);
+    sandbox.database().execute_batch("CREATE TRIGGER mint AFTER INSERT ON receipts BEGIN SELECT 1; END").unwrap();
+    expect(&sandbox, "database", "problem", "mint");
+    sandbox.database().execute_batch("DROP TRIGGER mint").unwrap();
+    expect(&sandbox, "database", "ok", "");
     // One row that is not in its index.
     let database = sandbox.database();
     database.execute_batch("PRAGMA writable_schema = ON").unwrap();
@@ -296,6 +319,11 @@ fn a_database_that_is_damaged_foreign_or_of_another_version_is_told() {
     expect(&sandbox, "database", "problem", "audit");
     fs::write(sandbox.database_file(), "no database at all ".repeat(1000)).unwrap();
     expect(&sandbox, "database", "problem", "");
+    fs::remove_file(sandbox.database_file()).unwrap();
+    let first = include_str!("../../src/store/schema.sql");
+    let is_ours = "PRAGMA application_id = 0x77686b63; PRAGMA user_version = 1";
+    sandbox.database().execute_batch(&format!("{first}; {is_ours}")).unwrap();
+    expect(&sandbox, "database", "warning", "backup create");
     fs::remove_file(sandbox.database_file()).unwrap();
     Connection::open(sandbox.database_file()).unwrap().execute_batch("CREATE TABLE t (a)").unwrap();
     expect(&sandbox, "database", "problem", "database.url");

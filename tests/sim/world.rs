@@ -80,11 +80,8 @@ struct Process {
 impl Process {
     async fn start(path: &Path, settings: Settings) -> Self {
         static CLIENT: OnceLock<Client> = OnceLock::new();
-        let store = Store::open_with_faults(&DatabaseUrl::Sqlite(path.to_owned())).await.unwrap();
+        let store = Store::open_with_faults(&DatabaseUrl::Sqlite(path.to_owned()), settings.bug).await.unwrap();
         store.tell_bot(settings.tells_bot);
-        if let Some(bug) = settings.bug {
-            store.plant(bug).await.unwrap();
-        }
         let config = Current::new(config(settings.late));
         let gateways = Arc::new(Gateways::new(&config, &store, CLIENT.get_or_init(Client::new)));
         let notify = Arc::new(Notify::new(config, store.clone(), gateways));

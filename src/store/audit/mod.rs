@@ -12,7 +12,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, Row};
 
-use super::{Store, StoreError, blocking, schema};
+use super::{Deviation, SchemaDifference, Store, StoreError, blocking, schema};
 use crate::config::DatabaseUrl;
 use crate::named::named_enum;
 use books::{Entry, Message, OrderRow, ReceiptRow, examine};
@@ -55,6 +55,8 @@ named_enum! {
     Fault {
         /// The engine says so.
         Damaged = "damaged",
+        /// Part of the schema that this program does not make.
+        SchemaForeign = "schema_foreign",
         /// Part of the schema that is not there.
         SchemaMissing = "schema_missing",
         /// Part of the schema that is another than it was.
@@ -138,6 +140,18 @@ impl Audit {
         Self { checks: vec![check], orders: 0, settled: 0 }
     }
 
+    /// The one thing that can be said of a file of an older version whose schema is not that of its version.
+    pub(super) fn of_other_schema(differences: &[SchemaDifference]) -> Self {
+        let rows = differences.iter().take(FINDINGS_NAMED_MAX).map(differing).collect();
+        let check = Check { name: CheckName::Schema, findings: differences.len() as u64, rows };
+        Self { checks: vec![check], orders: 0, settled: 0 }
+    }
+
+    /// Whether this program opens the database: books may be wrong, the schema may not be another one.
+    pub(crate) fn can_be_opened(&self) -> bool {
+        self.checks.iter().all(|check| check.findings == 0 || check.name != CheckName::Schema)
+    }
+
     /// How many rows are wrong.
     pub(crate) fn findings(&self) -> u64 {
         self.checks.iter().map(|check| check.findings).sum()
@@ -163,11 +177,14 @@ impl Store {
 pub(super) fn audit(path: &Path, progress: impl FnMut(u64, u64)) -> Result<Audit, StoreError> {
     let db = schema::open_for_audit(path)?;
     let beside = schema::open_for_audit(path)?;
+    let snapshot = db.unchecked_transaction()?;
+    let mut auditor = Auditor::default();
+    // First: the other checks evaluate what the schema says, with nothing in force that could do harm.
+    auditor.keep(|auditor| auditor.compare_schema(&snapshot));
     // The engine's own check takes as long as all others together, and there are two cores.
     std::thread::scope(|scope| {
         let integrity = scope.spawn(move || integrity(&beside));
-        let mut auditor = Auditor::default();
-        auditor.run(&db, progress)?;
+        auditor.run(&snapshot, progress);
         let mut damages = integrity.join().map_err(|_| StoreError::Closed)?;
         damages.append(&mut auditor.unreadable);
         for damage in damages {
@@ -179,6 +196,17 @@ pub(super) fn audit(path: &Path, progress: impl FnMut(u64, u64)) -> Result<Audit
 
 fn damaged(detail: String) -> Finding {
     Finding { fault: Fault::Damaged, table: "database", row: String::new(), detail }
+}
+
+fn differing(difference: &SchemaDifference) -> Finding {
+    let SchemaDifference { deviation, kind, name, removal } = difference;
+    let fault = match deviation {
+        Deviation::Foreign => Fault::SchemaForeign,
+        Deviation::Missing => Fault::SchemaMissing,
+        Deviation::Changed => Fault::SchemaChanged,
+    };
+    let detail = removal.as_ref().map_or_else(|| kind.clone(), |removal| format!("{kind}: {removal}"));
+    Finding { fault, table: "sqlite_schema", row: name.clone(), detail }
 }
 
 /// What the engine's own check finds.
@@ -215,36 +243,23 @@ impl Auditor {
         }
     }
 
-    fn run(&mut self, db: &Connection, progress: impl FnMut(u64, u64)) -> Result<(), StoreError> {
-        let snapshot = db.unchecked_transaction()?;
-        // A page that cannot be read ends one of these, and must not hide what the others find.
-        for result in [
-            self.compare_schema(&snapshot),
-            self.look_for_dangling(&snapshot),
-            self.walk_orders(&snapshot, progress),
-            self.add_up(&snapshot),
-            self.look_for_reused_trades(&snapshot),
-        ] {
-            self.unreadable.extend(result.err().map(|error| error.to_string()));
-        }
-        Ok(())
+    fn run(&mut self, db: &Connection, progress: impl FnMut(u64, u64)) {
+        self.keep(|auditor| auditor.look_for_dangling(db));
+        self.keep(|auditor| auditor.walk_orders(db, progress));
+        self.keep(|auditor| auditor.add_up(db));
+        self.keep(|auditor| auditor.look_for_reused_trades(db));
     }
 
-    /// The schema against the one that this program would create.
+    /// A page that cannot be read ends a check, and must not hide what the others find.
+    fn keep(&mut self, check: impl FnOnce(&mut Self) -> rusqlite::Result<()>) {
+        let result = check(self);
+        self.unreadable.extend(result.err().map(|error| error.to_string()));
+    }
+
+    /// The schema against the one that this program makes, object by object.
     fn compare_schema(&mut self, db: &Connection) -> rusqlite::Result<()> {
-        let parts = |db: &Connection| -> rusqlite::Result<Vec<(String, String)>> {
-            db.prepare("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name")?
-                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
-                .collect()
-        };
-        let present = parts(db)?;
-        for (name, sql) in parts(&schema::in_memory()?)? {
-            let fault = match present.iter().find(|(other, _)| *other == name) {
-                None => Fault::SchemaMissing,
-                Some((_, other)) if *other != sql => Fault::SchemaChanged,
-                Some(_) => continue,
-            };
-            self.found(CheckName::Schema, Finding { fault, table: "sqlite_schema", row: name, detail: String::new() });
+        for difference in schema::differences(db, schema::VERSION)? {
+            self.found(CheckName::Schema, differing(&difference));
         }
         Ok(())
     }

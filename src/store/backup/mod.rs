@@ -2,10 +2,10 @@
 
 mod restore;
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -15,16 +15,16 @@ use rust_i18n::t;
 use tempfile::NamedTempFile;
 
 use super::audit::{Audit, audit};
+use super::place::BESIDE;
 use super::{Store, StoreError, schema};
 use crate::config::DatabaseUrl;
+use crate::files::Audience;
 
 /// How many pages are copied before the progress is told.
 const PAGES_PER_STEP: i32 = 64;
 /// After how many steps what is copied goes to the disk. All of it at the end would hold up the commits of a writing service for
 /// as long as the disk takes for it.
 const STEPS_PER_SYNC: u64 = 16;
-/// What SQLite keeps beside a database until it has all of it in its one file.
-const BESIDE: [&str; 3] = ["-wal", "-journal", "-shm"];
 
 /// Why there is no copy, or why it does not come into the place of the database.
 #[derive(Debug)]
@@ -245,7 +245,9 @@ impl Replica {
     /// Copies a file, with the log that may be beside it, below `directory`.
     fn of(file: &Path, directory: &Path) -> Result<Self, BackupError> {
         let original = file.to_owned();
-        let directory = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(directory).map_err(io_at(file))?;
+        let private = Permissions::from_mode(0o700);
+        let directory = tempfile::Builder::new().prefix(TEMPORARY).permissions(private).tempdir_in(directory);
+        let directory = directory.map_err(io_at(file))?;
         let lock = File::open(directory.path()).map_err(io_at(directory.path()))?;
         // On a file system without locks, no copy is ever taken for abandoned.
         let _ = lock.try_lock();
@@ -296,9 +298,15 @@ impl Replica {
         }
         let newest = self.directory.path().join("newest");
         copy_bytes(&self.path(), &newest)?;
-        let (db, _) = schema::open(&newest).map_err(told)?;
-        db.close().map_err(|(_, error)| self.told_of(error.into()))?;
-        let result = audit(&newest, progress).map_err(told);
+        let result = match schema::open(&newest) {
+            Ok((db, _)) => {
+                db.close().map_err(|(_, error)| self.told_of(error.into()))?;
+                audit(&newest, progress).map_err(told)
+            }
+            // Not brought up to date: its triggers would run.
+            Err(StoreError::OtherSchema { differences, .. }) => Ok(Audit::of_other_schema(&differences)),
+            Err(error) => Err(told(error)),
+        };
         std::fs::remove_file(&newest).map_err(io_at(&newest))?;
         result
     }
@@ -321,7 +329,8 @@ impl Replica {
 /// Copies a file as it is to a new one of our own.
 fn copy_bytes(from: &Path, to: &Path) -> Result<(), BackupError> {
     let mut source = File::open(from).map_err(io_at(from))?;
-    let mut target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(io_at(to))?;
+    let mut target =
+        OpenOptions::new().write(true).create_new(true).mode(Audience::Owner.mode()).open(to).map_err(io_at(to))?;
     io::copy(&mut source, &mut target).map_err(io_at(to))?;
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! A copy comes into the place of the database, so that at every moment one or the other is there, whole.
 
+use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -12,6 +13,7 @@ use super::{
 };
 use crate::clock::Timestamp;
 use crate::config::DatabaseUrl;
+use crate::files::{self, Audience};
 use crate::store::audit::Audit;
 use crate::store::{StoreError, reconciliation, schema};
 
@@ -39,7 +41,7 @@ impl Store {
                 found => found.map_err(io_at(&database))?,
             };
             let directory = directory_of(&database);
-            std::fs::create_dir_all(directory).map_err(io_at(directory))?;
+            files::create_directory(directory).map_err(io_at(directory))?;
             let replica = Replica::of(&file, directory)?;
             let audit = replica.audit(progress)?;
             Ok(Candidate { audit, replica, database })
@@ -94,10 +96,12 @@ fn install(new: &Path, database: &Path, at: Timestamp) -> Result<Restored, Backu
     let Ok(old) = database.metadata() else {
         make_durable(new)?;
         let kept = kept_name(database, at);
+        schema::close_to_others(database)?;
         take(&plan(new, database, &kept, false))?;
         return Ok(Restored { kept: None, removed: Vec::new() });
     };
-    std::fs::set_permissions(new, old.permissions()).map_err(io_at(new))?;
+    let mode = Audience::Owner.narrowed(old.mode());
+    std::fs::set_permissions(new, Permissions::from_mode(mode)).map_err(io_at(new))?;
     // Whoever reads it by its group; it may be a group that we cannot give it to.
     let _ = chown(new, None, Some(old.gid()));
     make_durable(new)?;
@@ -105,6 +109,8 @@ fn install(new: &Path, database: &Path, at: Timestamp) -> Result<Restored, Backu
     let held = complete(database)?;
     let removed = remove_leftovers(database, held.is_none())?;
     let kept = kept_name(database, at);
+    // The old database is closed to other users as well.
+    schema::close_to_others(database)?;
     take(&plan(new, database, &kept, true))?;
     Ok(Restored { kept: Some(kept), removed })
 }

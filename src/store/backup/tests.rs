@@ -1,5 +1,4 @@
 use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 use crate::clock::Timestamp;
@@ -71,7 +70,7 @@ async fn a_copy_is_one_private_file_that_audits_clean() {
     let bytes = std::fs::read(&file).unwrap();
     assert_eq!(bytes[18..20], [1, 1], "no write-ahead log is wanted by whoever opens it");
     // Neither reading nor proving it leaves anything beside it, and it may be read-only.
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o400)).unwrap();
+    std::fs::set_permissions(&file, Permissions::from_mode(0o400)).unwrap();
     let audit = verify(&fixture, &file).await.unwrap();
     assert_eq!((audit.findings(), audit.orders, audit.settled), (0, 1, 1));
     assert!(std::fs::read(&file).unwrap() == bytes);

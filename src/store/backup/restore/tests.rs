@@ -75,10 +75,14 @@ async fn a_file_with_its_log_beside_it_is_taken_with_it() {
     std::fs::rename(&fixture.database, &file).unwrap();
     std::fs::rename(beside(&fixture.database, "-wal"), beside(&file, "-wal")).unwrap();
     // What is left of a database that is gone belongs to nothing.
-    std::fs::write(beside(&fixture.database, "-wal"), "a stale log").unwrap();
+    let stale = beside(&fixture.database, "-wal");
+    std::fs::write(&stale, "a stale log").unwrap();
+    std::fs::set_permissions(&stale, Permissions::from_mode(0o644)).unwrap();
     assert_eq!(restore(&fixture, &file).await.unwrap(), None);
     assert!(!beside(&fixture.database, "-wal").exists());
-    assert_eq!(std::fs::read(fixture.path(&format!("{KEPT}-wal"))).unwrap(), b"a stale log");
+    let stale = fixture.path(&format!("{KEPT}-wal"));
+    assert_eq!(std::fs::read(&stale).unwrap(), b"a stale log");
+    assert_eq!(stale.metadata().unwrap().mode() & 0o077, 0);
     assert_eq!(orders(&fixture.database), ["A1", "B2"]);
     assert_eq!(language(&fixture.database), Some("en".into()));
 }
