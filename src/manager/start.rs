@@ -13,7 +13,7 @@ use super::control::{Answer, Request, ask};
 use super::daemon::Daemon;
 use super::log_end::LogEnd;
 use super::pid_file::{Found, Record, Riddle, look};
-use super::process::{Process, start_time};
+use super::process::Process;
 use super::readiness::{self, Heard, Word};
 
 /// How long a service that did not become ready has to end before it is killed.
@@ -95,7 +95,7 @@ impl Start<'_> {
                 Found::Running(record, process) => (record, process),
             };
             let pid = record.pid;
-            let answer = ask(&record, left(), Request::Wait);
+            let answer = ask(&record, &process, left(), Request::Wait);
             match (answer, record.listen) {
                 (Ok(Answer::Ready { listen }), _) => return Ok(Started::Already { pid, listen }),
                 // It has no socket to be asked over.
@@ -176,9 +176,7 @@ impl Start<'_> {
 /// Ends a service that we have started and that does not become ready.
 fn give_up(pid: u32) -> io::Result<()> {
     // Its pipe was open a moment ago, so it is the process of this pid.
-    let Some(process) = start_time(pid).map(|started| Process::find(pid, started)).transpose()?.flatten() else {
-        return Ok(());
-    };
+    let Some(process) = Process::open(pid)? else { return Ok(()) };
     process.terminate()?;
     if !process.wait(GIVE_UP_TIMEOUT)? {
         process.kill()?;

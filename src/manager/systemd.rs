@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -15,6 +16,11 @@ use rustix::net::sockopt::socket_acceptconn;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::process::systemd_unit_of_own;
+
+/// Whether systemd runs this machine, as `sd_booted(3)` tells.
+pub(crate) fn runs() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
 
 /// The unit that this process is the main process of.
 pub(crate) fn unit() -> Option<String> {
