@@ -12,7 +12,7 @@ use std::time::Duration;
 use procfs::ProcResult;
 use procfs::process::Process as Proc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal, test_kill_process};
 
 /// A process that was running when it was looked for.
 pub(crate) struct Process {
@@ -128,6 +128,15 @@ impl Process {
         from_proc(Proc::new(self.raw()).and_then(|process| process.status()).map(|status| status.euid))
     }
 
+    /// Whether it has our own user's rights.
+    pub(crate) fn is_own(&self) -> bool {
+        match self.uid() {
+            Ok(uid) => uid == geteuid().as_raw(),
+            // Hidden (`hidepid`), which nothing is from root; and nobody else may signal another user's process.
+            Err(_) => Pid::from_raw(self.raw()).is_some_and(|pid| test_kill_process(pid).is_ok()),
+        }
+    }
+
     pub(crate) fn vitals(&self) -> io::Result<Vitals> {
         let read = || {
             let process = Proc::new(self.raw())?;
@@ -206,7 +215,10 @@ mod tests {
     #[test]
     fn a_process_has_the_user_that_it_runs_as() {
         let own = Process::open(std::process::id()).unwrap().unwrap();
-        assert_eq!(own.uid().unwrap(), rustix::process::geteuid().as_raw());
+        assert_eq!(own.uid().unwrap(), geteuid().as_raw());
+        assert!(own.is_own());
+        let first = Process::open(1).unwrap().unwrap();
+        assert_eq!(first.is_own(), first.uid().unwrap() == geteuid().as_raw());
     }
 
     #[test]

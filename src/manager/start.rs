@@ -15,6 +15,7 @@ use super::log_end::LogEnd;
 use super::pid_file::{Found, Record, Riddle, look};
 use super::process::Process;
 use super::readiness::{self, Heard, Word};
+use super::systemd;
 
 /// How long a service that did not become ready has to end before it is killed.
 const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -77,6 +78,10 @@ impl Start<'_> {
         let left = || self.timeout.saturating_sub(begun.elapsed());
         loop {
             let (record, process) = match look(self.pid_file)? {
+                // A daemon beside it would have the lock, and systemd would try again and again in vain.
+                Found::Left(Record { unit: Some(unit), .. }) if systemd::is_starting(&unit) => {
+                    bail!(t!("manager.owned_by_systemd", unit = unit, verb = "start").into_owned());
+                }
                 Found::Nothing | Found::Left(_) | Found::LeftGarbage(_) => {
                     match self.launch(&[], left())? {
                         Some(started) => return Ok(started),
@@ -113,7 +118,7 @@ impl Start<'_> {
 
     /// Starts another service, which takes over from the one that runs. Where it fails, that one goes on.
     pub(crate) fn take_over(&self, running: &Process) -> anyhow::Result<Started> {
-        if running.uid()? != rustix::process::geteuid().as_raw() {
+        if !running.is_own() {
             // As another user it would leave files behind that the next start as the right user cannot open.
             return Err(io::Error::from(io::ErrorKind::PermissionDenied))
                 .with_context(|| t!("manager.other_user", pid = running.pid()).into_owned());

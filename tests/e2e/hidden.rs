@@ -124,6 +124,10 @@ fn a_service_that_is_not_dumpable_is_restarted_by_its_user() {
         let status = home.run(&["status", "--json"]);
         assert!(status.code == 0 && status.stdout.contains(&format!("\"pid\":{},", daemon.pid())), "{status:?}");
     }
+    let is_told = || home.run(&["status"]).stdout.contains("磁盘上的程序已更换；换用它：webhookctl restart");
+    assert!(!is_told());
+    home.install("unreadable", 0o111);
+    assert!(is_told());
     // A restart that comes to nothing: the old one goes on, and can still be told of.
     let pid = daemon.pid();
     home.sandbox.configure(&CONFIG.replace("127.0.0.1:0", "192.0.2.1:1"));
