@@ -3,14 +3,16 @@
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use rust_i18n::t;
 
 use super::failure::Exit;
 use super::start::{self, Arguments};
 use crate::config::Loaded;
 use crate::manager::control::{Answer, Request, ask};
-use crate::manager::pid_file::{Found, look};
+use crate::manager::pid_file::{Found, Record, look};
 use crate::manager::start::Started;
+use crate::manager::systemd;
 
 /// How long the service may take to say that it goes on.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -19,6 +21,8 @@ pub(super) fn run(arguments: &Arguments, loaded: &Loaded) -> anyhow::Result<Exit
     let pid_file = &loaded.config.service.pid_file;
     let (old, process) = match look(pid_file)? {
         Found::Running(old, process) => (old, process),
+        // One that has died: systemd is about to start it again, and a daemon of ours would be in its way.
+        Found::Left(Record { unit: Some(unit), .. }) if systemd::runs() => return Err(owned_by_systemd(&unit)),
         _ => match start::begin(arguments, loaded)? {
             // It was there, and only its pid file did not tell for a moment.
             Started::Already { .. } => match look(pid_file)? {
@@ -29,7 +33,7 @@ pub(super) fn run(arguments: &Arguments, loaded: &Loaded) -> anyhow::Result<Exit
         },
     };
     if let Some(unit) = old.unit {
-        anyhow::bail!(t!("manager.owned_by_systemd", unit = unit, verb = "restart").into_owned());
+        return Err(owned_by_systemd(&unit));
     }
     start::prepare(loaded)?;
     let restarted = start::plan(arguments, loaded).take_over(&process).map_err(|error| match who_answers(pid_file) {
@@ -39,10 +43,14 @@ pub(super) fn run(arguments: &Arguments, loaded: &Loaded) -> anyhow::Result<Exit
     start::tell(restarted?)
 }
 
+fn owned_by_systemd(unit: &str) -> anyhow::Error {
+    anyhow!(t!("manager.owned_by_systemd", unit = unit, verb = "restart").into_owned())
+}
+
 /// The service that runs, and is not about to end: perhaps not the one that was there before, as another restart may have been
 /// quicker.
 fn who_answers(pid_file: &Path) -> Option<u32> {
-    let Ok(Found::Running(record, _)) = look(pid_file) else { return None };
-    let answer = ask(&record, ANSWER_TIMEOUT, Request::Wait);
+    let Ok(Found::Running(record, process)) = look(pid_file) else { return None };
+    let answer = ask(&record, &process, ANSWER_TIMEOUT, Request::Wait);
     matches!(answer, Ok(Answer::Ready { .. })).then_some(record.pid)
 }

@@ -12,7 +12,7 @@ use super::start::listener_beside;
 use crate::config::Essentials;
 use crate::manager::health::Health;
 use crate::manager::pid_file::Record;
-use crate::manager::process::Vitals;
+use crate::manager::process::{Program, Vitals};
 use crate::manager::status::{Status, status};
 
 #[derive(clap::Args)]
@@ -89,7 +89,7 @@ fn rows(status: &Status, essentials: &Essentials) -> Vec<[String; 2]> {
                 row("status_of.health", health_text(*health));
             }
             row("status_of.version", record.version.clone());
-            if let Some(Vitals { uptime, memory_bytes, .. }) = vitals {
+            if let Some(Vitals { uptime, memory_bytes }) = vitals {
                 row("status_of.uptime", uptime_text(*uptime));
                 row("status_of.memory", format!("{} MiB", memory_bytes.div_ceil(1 << 20)));
             }
@@ -134,7 +134,7 @@ fn needs_attention(status: &Status, essentials: &Essentials) -> Vec<String> {
             let beside = listener_beside(essentials);
             return vec![beside.unwrap_or_else(|| t!("status_of.start_it").into())];
         }
-        Status::Dead(_) => t!("status_of.it_died"),
+        Status::Dead(record) => t!("status_of.it_died", command = record.command("start")),
         Status::Unknown(riddle) => riddle.into(),
         Status::Garbage(text) => t!("manager.left_garbage", path = essentials.pid_file.display(), text = text),
         Status::Running {
@@ -145,9 +145,11 @@ fn needs_attention(status: &Status, essentials: &Essentials) -> Vec<String> {
             t!("status_of.look_at_the_log")
         }
         Status::Running { record, .. } if record.version != on_disk => {
-            t!("status_of.other_version", version = on_disk)
+            t!("status_of.other_version", version = on_disk, command = record.command("restart"))
         }
-        Status::Running { vitals: Some(Vitals { is_program_replaced: true, .. }), .. } => t!("status_of.other_build"),
+        Status::Running { record, .. } if record.program.as_ref().is_some_and(Program::is_replaced) => {
+            t!("status_of.other_build", command = record.command("restart"))
+        }
         Status::Running { .. } => return Vec::new(),
     };
     vec![text.into()]

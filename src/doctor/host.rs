@@ -210,6 +210,7 @@ mod tests {
             version: "1".into(),
             seat: String::new(),
             control: None,
+            program: None,
             unit: None,
         };
         assert_eq!(systemd(root.path(), Some(config), Some(&by_hand)).state, State::Warning);

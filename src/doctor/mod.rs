@@ -185,7 +185,10 @@ async fn service(config: &Config) -> (Option<Record>, Check) {
     match status(&config.service.pid_file).await {
         Err(error) => (None, check(State::Problem, format!("{error:#}").into())),
         Ok(Status::Stopped) => (None, check(State::Warning, t!("doctor.service_stopped"))),
-        Ok(Status::Dead(record)) => (None, check(State::Problem, t!("doctor.service_dead", pid = record.pid))),
+        Ok(Status::Dead(record)) => {
+            let text = t!("doctor.service_dead", pid = record.pid, command = record.command("start"));
+            (None, check(State::Problem, text))
+        }
         Ok(Status::Garbage(_)) => (None, check(State::Problem, t!("doctor.service_unknown"))),
         Ok(Status::Unknown(riddle)) => (None, check(State::Problem, riddle.into())),
         Ok(Status::Running { record, health: Health::Ok(_), .. }) => {

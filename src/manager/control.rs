@@ -18,12 +18,16 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
 };
+use rustix::process::{Uid, geteuid};
 use serde::{Deserialize, Serialize};
 
 use super::pid_file::Record;
+use super::process::Process;
 
 /// No request or answer is longer, in bytes.
 pub(crate) const LINE_BYTES_MAX: usize = 16 * 1024;
+/// The uid of users that a namespace does not map, where the system does not tell another one.
+const UNMAPPED_UID_DEFAULT: u32 = 65534;
 /// How many descriptors an answer carries at most.
 const DESCRIPTORS_MAX: usize = 2;
 
@@ -75,8 +79,8 @@ pub(crate) enum Answer {
 pub(crate) const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// Asks the service that the pid file tells of one thing; it may take so long to answer.
-pub(crate) fn ask(service: &Record, timeout: Duration, request: Request) -> io::Result<Answer> {
-    Connection::open(service, timeout)?.ask(request)
+pub(crate) fn ask(service: &Record, process: &Process, timeout: Duration, request: Request) -> io::Result<Answer> {
+    Connection::open(service, process, timeout)?.ask(request)
 }
 
 fn address(name: &str) -> io::Result<UnixAddr> {
@@ -99,7 +103,24 @@ pub(crate) fn random_name() -> io::Result<String> {
 
 /// Whether whoever is at the other end may ask: our own user, or root.
 pub(crate) fn may_ask(stream: impl AsFd) -> bool {
-    socket_peercred(stream).is_ok_and(|peer| peer.uid.is_root() || peer.uid == rustix::process::geteuid())
+    let own = geteuid();
+    let is_ours = |peer: Uid| peer == own && !is_shared(own.as_raw(), &read_proc("self/uid_map"));
+    socket_peercred(stream).is_ok_and(|peer| peer.uid.is_root() || is_ours(peer.uid))
+}
+
+/// Whether other users may look to us as if they had this uid: in a user namespace (`PrivateUsers=`), all that it does not map have
+/// one uid, which may be our own (`User=nobody`).
+fn is_shared(uid: u32, uid_map: &str) -> bool {
+    let counts = uid_map.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
+    // All but the one uid that means none.
+    let maps_everybody = counts.sum::<u64>() >= u64::from(u32::MAX);
+    let unmapped = read_proc("sys/kernel/overflowuid").trim().parse().unwrap_or(UNMAPPED_UID_DEFAULT);
+    uid == unmapped && !maps_everybody
+}
+
+/// Empty where it is hidden, as by `ProcSubset=pid`.
+fn read_proc(name: &str) -> String {
+    std::fs::read_to_string(format!("/proc/{name}")).unwrap_or_default()
 }
 
 /// A line of JSON.
@@ -129,16 +150,21 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects to the service that the pid file tells of, which may take so long for each answer.
-    pub(crate) fn open(service: &Record, timeout: Duration) -> io::Result<Self> {
+    /// Connects to the service that the pid file tells of, which may take so long for each answer. Anybody may take a name that is
+    /// free, so the peer has to be that process: by the kernel's word, while its pid cannot mean another one.
+    pub(crate) fn open(service: &Record, process: &Process, timeout: Duration) -> io::Result<Self> {
         let name = service.control.as_deref().ok_or(io::ErrorKind::Unsupported)?;
         let stream = UnixStream::connect_addr(&address(name)?)?;
-        let peer = socket_peercred(&stream)?.pid.as_raw_nonzero().get();
-        if u32::try_from(peer) != Ok(service.pid) {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                format!("pid {peer} has the service's socket"),
-            ));
+        let peer = socket_peercred(&stream)?;
+        let (pid, uid) = (peer.pid.as_raw_nonzero().get(), peer.uid.as_raw());
+        // The uid is unknown where other processes are hidden (`hidepid`).
+        let is_service = u32::try_from(pid) == Ok(process.pid()) && process.uid().map_or(true, |own| own == uid);
+        if process.has_ended()? {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        if !is_service {
+            let cause = format!("pid {pid} of user {uid} has the service's socket");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, cause));
         }
         // Zero would mean for ever.
         let timeout = timeout.max(Duration::from_millis(1));
@@ -201,4 +227,54 @@ fn understood(answer: &str) -> io::Result<Answer> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     serde_json::from_str(answer).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_of_another_process_is_not_asked() {
+        let (_listener, name) = listen().unwrap();
+        let service = |pid| Record {
+            pid,
+            start_time: 0,
+            listen: None,
+            version: "1".into(),
+            seat: String::new(),
+            control: Some(name.clone()),
+            program: None,
+            unit: None,
+        };
+        let open = |pid| {
+            let process = Process::open(pid).unwrap().unwrap();
+            Connection::open(&service(pid), &process, Duration::from_secs(30))
+        };
+        assert!(open(std::process::id()).is_ok());
+        let mut other = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let refused = open(other.id()).err().map(|error| error.kind());
+        assert_eq!(refused, Some(io::ErrorKind::PermissionDenied), "it is ours");
+        other.kill().unwrap();
+        // Not waited for yet, so that its pid cannot become another process's.
+        let ended = Process::open(other.id()).unwrap().unwrap();
+        assert!(ended.wait(Duration::from_secs(30)).unwrap());
+        let refused = Connection::open(&service(std::process::id()), &ended, Duration::from_secs(30));
+        assert!(refused.err().is_some_and(|error| has_gone(&error)));
+        other.wait().unwrap();
+    }
+
+    #[test]
+    fn a_uid_is_shared_where_not_every_user_has_one() {
+        let everybody = "         0          0 4294967295\n";
+        let under_systemd = "         0          0          1\n     65534      65534          1\n";
+        for (uid, uid_map, expected) in [
+            (65534, everybody, false),
+            (65534, under_systemd, true),
+            (65534, "", true),
+            (998, under_systemd, false),
+            (0, "", false),
+        ] {
+            assert_eq!(is_shared(uid, uid_map), expected, "{uid} {uid_map}");
+        }
+    }
 }

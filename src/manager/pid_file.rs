@@ -3,6 +3,12 @@
 //! The lock decides, the text only explains. The file is never unlinked: whoever had it open would lock a file that nobody else
 //! can see, and two services would own "the" pid file. A clean end leaves it empty; a text in an unlocked file is that of a
 //! service that died.
+//!
+//! The text is believed of a process that bears its mark. The lock (flock) belongs to an open file, which several processes share
+//! during a handover and which outlives the one that locked it, so it names no process. The mark is a record lock (fcntl): it
+//! belongs to one process, takes write access to the file, ends with the process, and the kernel tells its pid to everybody who
+//! can open the file. Reading the descriptors in `/proc` instead fails where the service has a user namespace of its own or is not
+//! dumpable, even for its own user. The service must not close any descriptor of its pid file: the kernel then drops the mark.
 
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -14,16 +20,23 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use rust_i18n::t;
 use rustix::fs::OFlags;
 
-use super::process::{Process, file_id};
+use super::process::{Process, Program, file_id, start_time};
 use crate::files::{self, Audience};
 
 /// How long a lock is tried for: someone who only looks holds it for a moment. And how long a text that does not fit is looked at
 /// again: it may be about to change.
 const TRIES: u32 = 20;
 const TRY_PAUSE: Duration = Duration::from_millis(10);
+/// The mark of a process is one byte, at its pid behind this offset: far behind any text, and within the 2 GiB of a 32-bit offset.
+const MARKS_START: i32 = 1 << 30;
+/// The type of lock that a mark is, and where its offset is counted from.
+#[allow(clippy::cast_possible_truncation, reason = "0 to 2, of another type than the fields that they are for")]
+const WRITE_LOCK: (libc::c_short, libc::c_short) = (libc::F_WRLCK as libc::c_short, libc::SEEK_SET as libc::c_short);
 /// A text longer than this is not ours.
 const TEXT_BYTES_MAX: u64 = 4096;
 
@@ -42,6 +55,8 @@ pub(crate) struct Record {
     pub(crate) seat: String,
     /// The name of the socket that commands ask it over.
     pub(crate) control: Option<String>,
+    /// The program that it runs: commands of another user, or beside a hardened service, cannot see that in `/proc`.
+    pub(crate) program: Option<Program>,
     /// The systemd unit that owns it.
     pub(crate) unit: Option<String>,
 }
@@ -52,6 +67,9 @@ impl fmt::Display for Record {
         writeln!(f, "{pid}\nstart_time={start_time}\nversion={version}\nseat={seat}")?;
         if let Some(control) = &self.control {
             writeln!(f, "control={control}")?;
+        }
+        if let Some(program) = &self.program {
+            writeln!(f, "program={program}")?;
         }
         if let Some(unit) = &self.unit {
             writeln!(f, "systemd={unit}")?;
@@ -64,6 +82,14 @@ impl fmt::Display for Record {
 }
 
 impl Record {
+    /// What starts, stops or restarts it: systemd, where that owns it.
+    pub(crate) fn command(&self, verb: &str) -> String {
+        match &self.unit {
+            Some(unit) => format!("systemctl {verb} {unit}"),
+            None => format!("webhookctl {verb}"),
+        }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let (pid, rest) = text.split_once('\n')?;
         // A text that is being written does not end in a line end yet; one that is being replaced by a shorter one has more
@@ -79,6 +105,7 @@ impl Record {
             version: value("version")?.to_owned(),
             seat: value("seat").unwrap_or_default().to_owned(),
             control: value("control").map(str::to_owned),
+            program: value("program").and_then(|program| program.parse().ok()),
             unit: value("systemd").map(str::to_owned),
         })
     }
@@ -124,8 +151,12 @@ impl PidFile {
         Self { file: locked.into() }
     }
 
-    /// Says who has it. Where that fails, such as on a full disk, some of the old text may be lost, but never all.
+    /// Says that this process has it. Where that fails, such as on a full disk, some of the old text may be lost, but never all.
     pub(crate) fn write(&mut self, record: &Record) -> io::Result<()> {
+        // Before the text: from the moment that it names us, it has to be believed.
+        if let Err(error) = self.mark() {
+            log::warn!("{}", t!("log.pid_file_unmarked", error = error));
+        }
         let text = record.to_string();
         // In one call, so that a reader sees all of it or nothing.
         self.file.write_all_at(text.as_bytes(), 0)?;
@@ -136,6 +167,12 @@ impl PidFile {
     pub(crate) fn clear(&mut self) {
         // What stays is taken for a death; nothing worse.
         let _ = self.file.set_len(0);
+    }
+
+    /// Marks this process as one of those that the file may tell of; does nothing where it is marked.
+    pub(crate) fn mark(&self) -> io::Result<()> {
+        fcntl(&self.file, FcntlArg::F_SETLK(&mark_of(std::process::id())))?;
+        Ok(())
     }
 
     /// Whether it says this.
@@ -156,6 +193,34 @@ impl AsFd for PidFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+fn mark_of(pid: u32) -> libc::flock {
+    let (l_type, l_whence) = WRITE_LOCK;
+    libc::flock { l_type, l_whence, l_start: (MARKS_START | pid.cast_signed()).into(), l_len: 1, l_pid: 0 }
+}
+
+/// Whether this process has marked itself in the file; it may end at any time.
+fn has_marked(process: &Process, file: &File) -> bool {
+    let mut lock = mark_of(process.pid());
+    let answer = fcntl(file, FcntlArg::F_GETLK(&mut lock));
+    // Whoever may only read the file can only have a lock for reading.
+    answer.is_ok() && lock.l_type == WRITE_LOCK.0 && u32::try_from(lock.l_pid) == Ok(process.pid())
+}
+
+/// Whether this process is the service that the locked file tells of.
+fn is_service(process: &Process, file: &File, record: &Record) -> io::Result<bool> {
+    let started = start_time(record.pid);
+    let is_it = if has_marked(process, file) {
+        // An earlier process with this pid has left the text, and the marked one is about to write its own. Where start times are
+        // hidden, nothing tells the two apart; still, only the service is marked.
+        started.is_none_or(|started| started == record.start_time)
+    } else {
+        // An older version, or a file system without record locks.
+        started == Some(record.start_time) && process.has_open(file)?
+    };
+    // Last: what was found out about the pid was found out about this process.
+    Ok(is_it && !process.has_ended()?)
 }
 
 /// Opens a regular file; a named pipe would make us wait for somebody at its other end.
@@ -187,7 +252,7 @@ pub(crate) enum Found {
 pub(crate) enum Riddle {
     Empty,
     Garbage(String),
-    /// The process that it names has ended, was never there, or has nothing to do with the file.
+    /// The process that it names has ended, was never there, or is not the one that holds it.
     NoSuchProcess(Record),
 }
 
@@ -227,9 +292,9 @@ fn try_look(path: &Path) -> io::Result<Found> {
         riddle = match Record::parse(&text) {
             None if text.trim().is_empty() => Riddle::Empty,
             None => Riddle::Garbage(beginning(&text)),
-            Some(record) => match Process::find(record.pid, record.start_time)? {
+            Some(record) => match Process::open(record.pid)? {
                 // The text alone proves nothing, and must not have changed before the process was held.
-                Some(process) if process.has_open(&file)? && read(&file)? == text => {
+                Some(process) if is_service(&process, &file, &record)? && read(&file)? == text => {
                     return Ok(Found::Running(record, process));
                 }
                 _ => Riddle::NoSuchProcess(record),
@@ -276,14 +341,16 @@ mod tests {
     fn own() -> Record {
         let pid = std::process::id();
         let start_time = start_time(pid).unwrap();
-        Record { pid, start_time, listen: None, version: "1".into(), seat: "a".into(), control: None, unit: None }
+        let (version, seat) = ("1".into(), "a".into());
+        Record { pid, start_time, listen: None, version, seat, control: None, program: None, unit: None }
     }
 
     #[test]
     fn a_record_is_read_as_it_was_written() {
         for (listen, unit) in [(None, None), (Some("[::1]:5002"), Some("webhookctl.service"))] {
             let listen = listen.map(|listen| listen.parse().unwrap());
-            let record = Record { listen, control: unit.map(|_| "x".into()), unit: unit.map(str::to_owned), ..own() };
+            let (control, program) = (unit.map(|_| "x".into()), unit.and_then(|_| Program::of_own()));
+            let record = Record { listen, control, program, unit: unit.map(str::to_owned), ..own() };
             let text = record.to_string();
             assert_eq!(text.lines().next().unwrap().parse(), Ok(std::process::id()));
             assert_eq!(Record::parse(&text), Some(record.clone()));

@@ -1,16 +1,18 @@
 //! Another process, held by a pidfd: once it is found, its pid cannot come to mean a stranger.
 
+use std::fmt;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use procfs::ProcResult;
 use procfs::process::Process as Proc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal, test_kill_process};
 
 /// A process that was running when it was looked for.
 pub(crate) struct Process {
@@ -25,21 +27,64 @@ pub(crate) struct Vitals {
     pub(crate) uptime: Duration,
     /// The memory that it has in use, in bytes.
     pub(crate) memory_bytes: u64,
-    /// Whether its program has been replaced or removed on disk since it started.
-    pub(crate) is_program_replaced: bool,
+}
+
+/// The file that a process runs: by what it is, another one at its path can be told from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Program {
+    path: PathBuf,
+    id: (u64, u64),
+}
+
+impl Program {
+    /// Ours; `None` where its path cannot be told in one line.
+    pub(crate) fn of_own() -> Option<Self> {
+        let path = std::env::current_exe().ok()?;
+        let id = file_id(&std::fs::metadata("/proc/self/exe").ok()?);
+        path.to_str().is_some_and(|path| !path.contains('\n')).then_some(Self { path, id })
+    }
+
+    /// Whether it has been replaced or removed.
+    pub(crate) fn is_replaced(&self) -> bool {
+        match self.path.metadata() {
+            Ok(there) => file_id(&there) != self.id,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, id: (device, inode) } = self;
+        write!(f, "{device}:{inode}:{}", path.display())
+    }
+}
+
+impl FromStr for Program {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut parts = text.splitn(3, ':');
+        let mut next = || parts.next().ok_or(());
+        let id = (next()?.parse().map_err(drop)?, next()?.parse().map_err(drop)?);
+        Ok(Self { path: next()?.into(), id })
+    }
 }
 
 impl Process {
-    /// The process of this pid, if it is there and started at this time; [`start_time`] has the unit.
-    pub(crate) fn find(pid: u32, started: u64) -> io::Result<Option<Self>> {
+    /// The process that has this pid now, if there is one.
+    pub(crate) fn open(pid: u32) -> io::Result<Option<Self>> {
         let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
-        let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
-            Ok(pidfd) => pidfd,
-            Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        // After the pidfd is there: from here on it cannot become another one.
-        Ok((start_time(pid) == Some(started)).then_some(Self { pid, pidfd }))
+        match pidfd_open(raw, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Some(Self { pid, pidfd })),
+            Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether it has ended. As long as it has not, its pid means this process and no other.
+    pub(crate) fn has_ended(&self) -> io::Result<bool> {
+        self.wait(Duration::ZERO)
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -69,20 +114,27 @@ impl Process {
         Ok(is_readable(&self.pidfd, timeout)?)
     }
 
-    /// Whether it has this file open. Where we may not know, we may not do anything to it either, and it is taken for granted.
+    /// Whether it has this file open, as far as we may see: its descriptors are hidden where it is not dumpable, or in a user
+    /// namespace of another user.
     pub(crate) fn has_open(&self, file: &File) -> io::Result<bool> {
         let wanted = file_id(&file.metadata()?);
-        match std::fs::read_dir(format!("/proc/{}/fd", self.pid)) {
-            Ok(descriptors) => {
-                Ok(descriptors.flatten().any(|fd| fd.path().metadata().is_ok_and(|open| file_id(&open) == wanted)))
-            }
-            Err(error) => Ok(error.kind() == io::ErrorKind::PermissionDenied),
-        }
+        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", self.pid)).into_iter().flatten().flatten();
+        let mut files = descriptors.filter_map(|descriptor| descriptor.path().metadata().ok());
+        Ok(files.any(|open| file_id(&open) == wanted))
     }
 
-    /// Whose it is.
+    /// The user whose rights it has. Not the owner of its `/proc` directory, which is root where it is not dumpable.
     pub(crate) fn uid(&self) -> io::Result<u32> {
-        from_proc(Proc::new(self.raw()).and_then(|process| process.uid()))
+        from_proc(Proc::new(self.raw()).and_then(|process| process.status()).map(|status| status.euid))
+    }
+
+    /// Whether it has our own user's rights.
+    pub(crate) fn is_own(&self) -> bool {
+        match self.uid() {
+            Ok(uid) => uid == geteuid().as_raw(),
+            // Hidden (`hidepid`), which nothing is from root; and nobody else may signal another user's process.
+            Err(_) => Pid::from_raw(self.raw()).is_some_and(|pid| test_kill_process(pid).is_ok()),
+        }
     }
 
     pub(crate) fn vitals(&self) -> io::Result<Vitals> {
@@ -92,11 +144,9 @@ impl Process {
             let stat = process.stat()?;
             #[allow(clippy::cast_precision_loss, reason = "a machine runs for less than 2^52 ticks")]
             let started_s = stat.starttime as f64 / procfs::ticks_per_second() as f64;
-            let program = process.exe().unwrap_or_default();
             Ok(Vitals {
                 uptime: Duration::try_from_secs_f64(now_s - started_s).unwrap_or_default(),
                 memory_bytes: stat.rss * procfs::page_size(),
-                is_program_replaced: program.to_string_lossy().ends_with(" (deleted)"),
             })
         };
         from_proc(read())
@@ -126,7 +176,8 @@ pub(super) fn is_readable(descriptor: &OwnedFd, timeout: Duration) -> rustix::io
     }
 }
 
-/// When a process started, in clock ticks since the machine did: with the pid, the name of one process for good.
+/// When a process started, in clock ticks since the machine did: with the pid, the name of one process for good. `None` where it
+/// has ended, or is hidden from us (`hidepid`).
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
     let stat = Proc::new(pid.try_into().ok()?).ok()?.stat().ok()?;
     // A dead process that nobody has waited for is no process any more.
@@ -155,20 +206,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_recycled_pid_is_not_the_same_process() {
-        let own = std::process::id();
-        let started = start_time(own).unwrap();
-        assert!(Process::find(own, started).unwrap().is_some());
-        assert!(Process::find(own, started + 1).unwrap().is_none());
-        assert!(Process::find(0, 0).unwrap().is_none());
-        assert!(Process::find(u32::MAX, 0).unwrap().is_none());
+    fn a_pid_of_no_process_opens_nothing() {
+        assert!(Process::open(std::process::id()).unwrap().is_some());
+        assert!(Process::open(0).unwrap().is_none());
+        assert!(Process::open(u32::MAX).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_process_has_the_user_that_it_runs_as() {
+        let own = Process::open(std::process::id()).unwrap().unwrap();
+        assert_eq!(own.uid().unwrap(), geteuid().as_raw());
+        assert!(own.is_own());
+        let first = Process::open(1).unwrap().unwrap();
+        assert_eq!(first.is_own(), first.uid().unwrap() == geteuid().as_raw());
+    }
+
+    #[test]
+    fn a_program_is_replaced_when_its_path_names_another_file_or_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, new) = (directory.path().join("a b:c"), directory.path().join("new"));
+        std::fs::write(&path, "old").unwrap();
+        let program = Program { id: file_id(&path.metadata().unwrap()), path: path.clone() };
+        assert_eq!(program.to_string().parse(), Ok(program.clone()));
+        assert!(!program.is_replaced());
+        std::fs::write(&new, "new").unwrap();
+        std::fs::rename(&new, &path).unwrap();
+        assert!(program.is_replaced());
+        std::fs::remove_file(&path).unwrap();
+        assert!(program.is_replaced());
+        assert!(!Program::of_own().unwrap().is_replaced());
+        for text in ["", "1:2", "x:2:/bin/true"] {
+            assert_eq!(text.parse::<Program>(), Err(()), "{text}");
+        }
     }
 
     #[test]
     fn an_ended_process_is_noticed_before_anyone_waits_for_it() {
         let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
-        let process = Process::find(child.id(), start_time(child.id()).unwrap()).unwrap().unwrap();
-        assert!(!process.wait(Duration::ZERO).unwrap());
+        let process = Process::open(child.id()).unwrap().unwrap();
+        assert!(!process.has_ended().unwrap());
         process.kill().unwrap();
         assert!(process.wait(Duration::from_secs(30)).unwrap());
         assert_eq!(start_time(child.id()), None);

@@ -31,8 +31,8 @@ pub(crate) fn reload(pid_file: &Path) -> anyhow::Result<Reloaded> {
     let deadline = Instant::now() + TIMEOUT;
     let mut is_asked_again = false;
     loop {
-        let record = match look(pid_file)? {
-            Found::Running(record, _) => record,
+        let (record, process) = match look(pid_file)? {
+            Found::Running(record, process) => (record, process),
             // A process that has just taken over, and has not written its name yet.
             Found::Unknown(Riddle::Empty | Riddle::NoSuchProcess(_)) if is_asked_again && Instant::now() < deadline => {
                 continue;
@@ -41,7 +41,7 @@ pub(crate) fn reload(pid_file: &Path) -> anyhow::Result<Reloaded> {
             Found::Nothing | Found::Left(_) | Found::LeftGarbage(_) => return Ok(Reloaded::NotRunning),
         };
         let left = deadline.saturating_duration_since(Instant::now());
-        let answer = match ask(&record, left, Request::Reload) {
+        let answer = match ask(&record, &process, left, Request::Reload) {
             Err(error) if has_gone(&error) && Instant::now() < deadline => Answer::HasLeft,
             answer => answer.with_context(|| t!("manager.no_answer", pid = record.pid).into_owned())?,
         };

@@ -13,8 +13,9 @@ use super::control::{Answer, Request, ask};
 use super::daemon::Daemon;
 use super::log_end::LogEnd;
 use super::pid_file::{Found, Record, Riddle, look};
-use super::process::{Process, start_time};
+use super::process::Process;
 use super::readiness::{self, Heard, Word};
+use super::systemd;
 
 /// How long a service that did not become ready has to end before it is killed.
 const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -77,6 +78,10 @@ impl Start<'_> {
         let left = || self.timeout.saturating_sub(begun.elapsed());
         loop {
             let (record, process) = match look(self.pid_file)? {
+                // A daemon beside it would have the lock, and systemd would try again and again in vain.
+                Found::Left(Record { unit: Some(unit), .. }) if systemd::is_starting(&unit) => {
+                    bail!(t!("manager.owned_by_systemd", unit = unit, verb = "start").into_owned());
+                }
                 Found::Nothing | Found::Left(_) | Found::LeftGarbage(_) => {
                     match self.launch(&[], left())? {
                         Some(started) => return Ok(started),
@@ -95,7 +100,7 @@ impl Start<'_> {
                 Found::Running(record, process) => (record, process),
             };
             let pid = record.pid;
-            let answer = ask(&record, left(), Request::Wait);
+            let answer = ask(&record, &process, left(), Request::Wait);
             match (answer, record.listen) {
                 (Ok(Answer::Ready { listen }), _) => return Ok(Started::Already { pid, listen }),
                 // It has no socket to be asked over.
@@ -113,7 +118,7 @@ impl Start<'_> {
 
     /// Starts another service, which takes over from the one that runs. Where it fails, that one goes on.
     pub(crate) fn take_over(&self, running: &Process) -> anyhow::Result<Started> {
-        if running.uid()? != rustix::process::geteuid().as_raw() {
+        if !running.is_own() {
             // As another user it would leave files behind that the next start as the right user cannot open.
             return Err(io::Error::from(io::ErrorKind::PermissionDenied))
                 .with_context(|| t!("manager.other_user", pid = running.pid()).into_owned());
@@ -176,9 +181,7 @@ impl Start<'_> {
 /// Ends a service that we have started and that does not become ready.
 fn give_up(pid: u32) -> io::Result<()> {
     // Its pipe was open a moment ago, so it is the process of this pid.
-    let Some(process) = start_time(pid).map(|started| Process::find(pid, started)).transpose()?.flatten() else {
-        return Ok(());
-    };
+    let Some(process) = Process::open(pid)? else { return Ok(()) };
     process.terminate()?;
     if !process.wait(GIVE_UP_TIMEOUT)? {
         process.kill()?;

@@ -96,7 +96,7 @@ fn was_not_running(found: Found) -> Stopped {
 /// Has it end by SIGTERM, once: a second one would be taken for impatience, and cut what is under way. So it is asked to send
 /// the signal to itself, if nobody has yet; one that does not answer gets it from here.
 fn end(service: &Record, process: &Process) -> anyhow::Result<()> {
-    if !matches!(ask(service, ANSWER_TIMEOUT, Request::End), Ok(Answer::Ending)) {
+    if !matches!(ask(service, process, ANSWER_TIMEOUT, Request::End), Ok(Answer::Ending)) {
         process.terminate().with_context(|| t!("manager.not_allowed", pid = service.pid).into_owned())?;
     }
     Ok(())

@@ -6,6 +6,8 @@ use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -15,6 +17,20 @@ use rustix::net::sockopt::socket_acceptconn;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::process::systemd_unit_of_own;
+
+/// Whether systemd runs this machine, as `sd_booted(3)` tells.
+pub(crate) fn runs() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
+/// Whether systemd is about to start this unit, as after a crash, or runs it already. False where it cannot be asked.
+pub(crate) fn is_starting(unit: &str) -> bool {
+    let asked = runs().then(|| Command::new("systemctl").args(["is-active", "--", unit]).stdin(Stdio::null()).output());
+    asked.and_then(Result::ok).is_some_and(|answer| {
+        let state = String::from_utf8_lossy(&answer.stdout);
+        ["activating", "active", "reloading"].contains(&state.trim())
+    })
+}
 
 /// The unit that this process is the main process of.
 pub(crate) fn unit() -> Option<String> {

@@ -18,6 +18,7 @@ mod durability;
 mod events;
 mod explain;
 mod gateway;
+mod hidden;
 mod hostile;
 mod http;
 mod lifecycle;

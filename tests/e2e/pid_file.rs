@@ -13,7 +13,7 @@ fn stranger() -> Process {
 }
 
 /// As the pid file has it.
-fn start_time(pid: Pid) -> String {
+pub fn start_time(pid: Pid) -> String {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     stat.rsplit_once(')').unwrap().1.split_whitespace().nth(19).unwrap().to_owned()
 }

@@ -130,6 +130,20 @@ fn what_it_owns_it_restarts() {
     assert!(stop.code == 0 && stop.stderr.contains("systemctl stop "), "{stop:?}");
 }
 
+#[test]
+fn what_it_owns_it_starts_after_a_crash() {
+    let sandbox = Sandbox::new();
+    let systemd = Systemd::new(&sandbox);
+    let mut service = systemd.serve(&sandbox);
+    systemd.hears();
+    service.signal(Signal::SIGKILL);
+    service.wait();
+    let status = sandbox.run(&["status"]);
+    assert!(status.code == 1 && status.stdout.contains("systemctl start "), "{status:?}");
+    let doctor = sandbox.run(&["doctor"]);
+    assert!(doctor.code == 10 && doctor.stdout.contains("systemctl start "), "{doctor:?}");
+}
+
 /// Runs `serve` with these sockets as descriptors 3 and up, as systemd does.
 fn activated(sandbox: &Sandbox, sockets: Vec<OwnedFd>) -> Command {
     let count = sockets.len();

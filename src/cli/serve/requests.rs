@@ -1,7 +1,6 @@
 //! Answers to the commands of the manager.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,18 +71,20 @@ async fn answer(host: &Host, mut stream: BufReader<UnixStream>) -> io::Result<()
 
 /// Shares the listener and the lock with the process that asks, and lets go of them when that is the service.
 async fn hand_over(host: &Host, mut stream: BufReader<UnixStream>) -> io::Result<()> {
-    let descriptors = match share_in_turn(host).await? {
-        Ok(descriptors) => descriptors,
-        Err(answer) => return say(&mut stream, &answer).await,
-    };
+    if let Err(answer) = share_in_turn(host).await {
+        return say(&mut stream, &answer).await;
+    }
     log::info!("{}", t!("log.handing_over"));
     host.shares_database(true);
     let (listen, seat) = host.seat().name();
     let is_systemds = host.seat().is_systemds();
     let answer = Answer::HandedOver { listen, seat, is_systemds, merchants: host.merchants() };
-    let send = || send_with(stream.get_ref(), &answer, descriptors.each_ref().map(AsFd::as_fd));
+    let send = || {
+        let seat = host.seat();
+        let descriptors = seat.descriptors().ok_or(io::ErrorKind::NotConnected)?;
+        send_with(stream.get_ref(), &answer, descriptors)
+    };
     let is_sent = stream.get_ref().async_io(Interest::WRITABLE, send).await.is_ok();
-    drop(descriptors);
     let word = if is_sent { last_word(host, &mut stream).await } else { LastWord::None };
     match word {
         LastWord::Leave { took_listener } => {
@@ -115,18 +116,18 @@ async fn hand_over(host: &Host, mut stream: BufReader<UnixStream>) -> io::Result
 }
 
 /// Shares what a process that takes over needs, when no other one has it; or what to answer instead.
-async fn share_in_turn(host: &Host) -> io::Result<Result<[OwnedFd; 2], Answer>> {
+async fn share_in_turn(host: &Host) -> Result<(), Answer> {
     // One that is starting is as good as ready.
     host.wait_until_ready().await;
     loop {
         if host.has_left() {
-            return Ok(Err(Answer::HasLeft));
+            return Err(Answer::HasLeft);
         }
         if let Some(cause) = why_not(host) {
-            return Ok(Err(refused(cause, Exit::Failed)));
+            return Err(refused(cause, Exit::Failed));
         }
-        if let Some(descriptors) = host.seat().share()? {
-            return Ok(Ok(descriptors));
+        if host.seat().share() {
+            return Ok(());
         }
         // Another restart comes first.
         tokio::time::sleep(SHARED_PAUSE).await;

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use crate::config::{Config, ConfigError};
 use crate::manager::control::{self, Answer, Connection, LOOK_AGAIN_AFTER, Request};
 use crate::manager::pid_file::{Found, LockError, PidFile, Record, look};
 use crate::manager::port;
-use crate::manager::process::{Process, start_time};
+use crate::manager::process::{Process, Program, start_time};
 use crate::manager::start::NotStarted;
 use crate::manager::systemd;
 use crate::server::Phase;
@@ -39,6 +39,7 @@ pub(super) struct Seat {
     id: String,
     /// The name of the socket that commands ask us over.
     control: Option<String>,
+    program: Option<Program>,
     /// The systemd unit that owns this process.
     pub(super) unit: Option<String>,
     /// `None` when another process has it for good.
@@ -101,7 +102,8 @@ impl Seat {
                 _ => bail!(t!("manager.gone_meanwhile").into_owned()),
             };
             let ask = || {
-                let mut service = Connection::open(&record, deadline.saturating_duration_since(Instant::now()))?;
+                let mut service =
+                    Connection::open(&record, &process, deadline.saturating_duration_since(Instant::now()))?;
                 let (answer, descriptors) = service.ask_to_hand_over()?;
                 io::Result::Ok((service, answer, descriptors))
             };
@@ -153,6 +155,7 @@ impl Seat {
             pid_file: config.service.pid_file.clone(),
             id,
             control: name,
+            program: Program::of_own(),
             unit: systemd::unit(),
             held: Some(held),
         };
@@ -179,6 +182,7 @@ impl Seat {
             version: env!("CARGO_PKG_VERSION").into(),
             seat: self.id.clone(),
             control: self.control.clone(),
+            program: self.program.clone(),
             unit: self.unit.clone(),
         }
     }
@@ -197,15 +201,18 @@ impl Seat {
         self.held.as_ref().and_then(|held| held.socket.as_ref()).ok_or(io::ErrorKind::NotConnected)?.try_clone()
     }
 
-    /// Shares it with a process that wants to take over; `None` where another one does already.
-    pub(super) fn share(&mut self) -> io::Result<Option<[OwnedFd; 2]>> {
-        let Some(Held { lock, socket: Some(socket), is_shared, .. }) = &mut self.held else { return Ok(None) };
-        if *is_shared {
-            return Ok(None);
+    /// Begins to share it with a process that wants to take over; false where another one does already.
+    pub(super) fn share(&mut self) -> bool {
+        match &mut self.held {
+            Some(Held { socket: Some(_), is_shared, .. }) => !std::mem::replace(is_shared, true),
+            _ => false,
         }
-        let descriptors = [socket.as_fd().try_clone_to_owned()?, lock.as_fd().try_clone_to_owned()?];
-        *is_shared = true;
-        Ok(Some(descriptors))
+    }
+
+    /// The listener and the lock. Borrowed: closing a copy of the lock would take our mark away, see [`PidFile::mark`].
+    pub(super) fn descriptors(&self) -> Option<[BorrowedFd<'_>; 2]> {
+        let held = self.held.as_ref()?;
+        Some([held.socket.as_ref()?.as_fd(), held.lock.as_fd()])
     }
 
     /// It is ours alone: the other process has gone away.
@@ -243,6 +250,8 @@ impl Seat {
         let Some(held) = &self.held else { return Ok(false) };
         let record = self.record(Some(self.listen));
         let is_there = held.lock.is_at(&self.pid_file);
+        // Where it cannot be had, that has been said.
+        let _ = held.lock.mark();
         if held.is_shared || (is_there && held.lock.says(&record)) {
             return Ok(false);
         }
