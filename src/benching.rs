@@ -58,7 +58,7 @@ pub struct Case {
 
 impl Default for Case {
     fn default() -> Self {
-        let claim = Claim::from(Callback::default().notification());
+        let claim = Callback::default().notification().claim();
         let order = Payable {
             merchant: claim.merchant.clone(),
             amount: claim.amount.expect("it is readable"),

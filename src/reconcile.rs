@@ -16,8 +16,8 @@ use crate::clock::Timestamp;
 use crate::config::{Config, Current, Merchant};
 use crate::epay::client::{Answer, GatewayError, Verdict};
 use crate::gateways::{AskError, Gateways, name_of};
-use crate::order::{Order, PaymentState, SettledBy};
-use crate::settlement::{Claim, ClaimProof, Outcome, Policy};
+use crate::order::{Order, SettledBy};
+use crate::settlement::{Outcome, Policy};
 use crate::store::{Cause, Question, Receipt, Settle, Store, StoreError};
 
 const TARGET: &str = "webhookctl::reconcile";
@@ -264,26 +264,11 @@ impl Settle {
         policy: Policy,
         now: Timestamp,
     ) -> Option<Self> {
-        let (payment, trade_no, amount) = match verdict {
-            Verdict::Paid { trade_no, amount } => (PaymentState::Paid, trade_no, *amount),
-            Verdict::Refunded { trade_no, amount } => (PaymentState::Refunded, trade_no, *amount),
-            _ => return None,
-        };
         let terms = &order.terms;
-        Some(Self {
-            claim: Claim {
-                merchant: terms.merchant.clone(),
-                order_no: terms.order_no.to_string(),
-                trade_no: Some(trade_no.clone()),
-                amount: Some(amount),
-                payment,
-                param: answer.param,
-                proof: ClaimProof::Gateway,
-            },
-            source: SettledBy::Reconcile,
-            policy,
-            receipt: Receipt { received_at: now, client: None, method: "query", payload: answer.body.into() },
-        })
+        let payload = answer.body.to_vec();
+        let claim = answer.claim(verdict, &terms.merchant, &terms.order_no)?;
+        let receipt = Receipt { received_at: now, client: None, method: "query", payload };
+        Some(Self { claim, source: SettledBy::Reconcile, policy, receipt })
     }
 }
 

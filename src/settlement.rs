@@ -1,7 +1,6 @@
 //! The decision: what a vouched-for payment does to an order.
 
 use crate::clock::Timestamp;
-use crate::epay::{self, Notification};
 use crate::money::Amount;
 use crate::named::named_enum;
 use crate::order::{Hold, OrderStatus, PaymentState, ReviewReason, SettledBy};
@@ -94,7 +93,7 @@ pub struct Claim {
     /// Whether anything was paid at all.
     pub payment: PaymentState,
     /// What came back as `param`, if anything.
-    pub param: Option<String>,
+    pub param: Option<Echo>,
     /// How it is proved.
     pub proof: ClaimProof,
 }
@@ -106,17 +105,24 @@ impl Claim {
     }
 }
 
-impl From<Notification> for Claim {
-    fn from(notification: Notification) -> Self {
-        Self {
-            merchant: notification.pid,
-            order_no: notification.out_trade_no,
-            trade_no: notification.trade_no,
-            amount: notification.money,
-            payment: notification.payment,
-            param: notification.param,
-            proof: ClaimProof::Signature,
-        }
+/// A text of ours as a gateway sent it back: every text that it may have been before the gateway escaped it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Echo(Vec<String>);
+
+impl Echo {
+    /// Of a text as it came back, with what else it may stand for.
+    pub fn new(received: String, readings: impl IntoIterator<Item = String>) -> Self {
+        Self(std::iter::once(received).chain(readings).collect())
+    }
+
+    /// Whether it may be what came back for the text `sent`.
+    pub fn may_be(&self, sent: &str) -> bool {
+        self.0.iter().any(|reading| reading == sent)
+    }
+
+    /// The text as it came back.
+    pub fn as_received(&self) -> &str {
+        &self.0[0]
     }
 }
 
@@ -296,7 +302,7 @@ fn decide_unsettled(claim: &Claim, order: &Payable, trade_used: bool, policy: Po
         OrderStatus::Review => return Decision::new(Outcome::Held, Effect::None),
         OrderStatus::Pending | OrderStatus::Expired | OrderStatus::Paid | OrderStatus::Refunded => {}
     }
-    if is_foreign_param(order.param.as_deref(), claim.param.as_deref()) {
+    if is_foreign_param(order.param.as_deref(), claim.param.as_ref()) {
         return held(ReviewReason::Param);
     }
     if claim.trade_no.is_none() {
@@ -311,8 +317,8 @@ fn decide_unsettled(claim: &Claim, order: &Payable, trade_used: bool, policy: Po
 /// Whether a `param` came back that is not the one that was sent, however the gateway escaped it.
 ///
 /// An order for which none was sent makes no promise about what a gateway adds on its own.
-fn is_foreign_param(sent: Option<&str>, received: Option<&str>) -> bool {
-    sent.zip(received).is_some_and(|(sent, received)| !epay::is_sent_text(sent, received))
+fn is_foreign_param(sent: Option<&str>, received: Option<&Echo>) -> bool {
+    sent.zip(received).is_some_and(|(sent, received)| !received.may_be(sent))
 }
 
 #[cfg(test)]
@@ -343,6 +349,11 @@ mod tests {
     /// An order that a person has settled without knowing the payment.
     fn by_hand(case: &mut Case) {
         case.order = Some(Payable { settled_by: Some(SettledBy::Manual), ..order(Paid, None) });
+    }
+
+    /// As a gateway sends it back that writes entities.
+    fn echo(received: &str) -> Echo {
+        Echo::new(received.to_owned(), [received.replace("&lt;", "<").replace("&amp;", "&")])
     }
 
     fn claim() -> Claim {
@@ -614,14 +625,14 @@ mod tests {
             (Some("a"), held),
             (Some("a&amp;lt;b"), held),
         ] {
-            Case::of("param", Pending).with(|c| c.claim.param = param.map(str::to_owned)).is(outcome, effect);
+            Case::of("param", Pending).with(|c| c.claim.param = param.map(echo)).is(outcome, effect);
         }
         Case::of("a foreign param of a settled payment", Paid)
-            .with(|c| c.claim.param = Some("a".into()))
+            .with(|c| c.claim.param = Some(echo("a")))
             .is(Outcome::Duplicate, Nothing);
         Case::of("none sent", Pending)
             .with(|c| c.order.as_mut().unwrap().param = None)
-            .with(|c| c.claim.param = Some("gateway's own".into()))
+            .with(|c| c.claim.param = Some(echo("gateway's own")))
             .is(Outcome::Settled, Settle);
     }
 
@@ -631,7 +642,7 @@ mod tests {
         let mut proved = 0;
         let trades = [None, Some("T1".to_owned()), Some("T2".to_owned())];
         let amounts = [None, Amount::from_fen(3600), Amount::from_fen(1)];
-        let params = [None, Some("a<b".to_owned()), Some("b".to_owned())];
+        let params = [None, Some(echo("a<b")), Some(echo("b"))];
         let holds = Hold::ALL.iter().map(|&hold| Some(hold)).chain([None]);
         for (status, hold) in ALL_STORED.into_iter().flat_map(|status| holds.clone().map(move |hold| (status, hold))) {
             for (trade_no, amount) in trades.iter().flat_map(|trade| amounts.map(|amount| (trade.clone(), amount))) {
@@ -666,7 +677,7 @@ mod tests {
                             && trade_no.is_some()
                             && !trade_used
                             && status == Pending
-                            && param.as_deref() != Some("b");
+                            && param != Some(echo("b"));
                         assert!(!is_credited || is_right, "{:?} {:?}", case.order, case.claim);
                     }
                 }

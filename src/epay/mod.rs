@@ -23,4 +23,4 @@ pub(crate) use rsa::{PlatformKey, PrivateKey};
 #[cfg(test)]
 pub(crate) use sign::sign_md5;
 pub(crate) use sign::verify_md5;
-pub(crate) use text::{forbidden_char, is_ambiguous, is_sent_text};
+pub(crate) use text::{forbidden_char, is_ambiguous};

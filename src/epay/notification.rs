@@ -5,10 +5,12 @@ use serde::Serialize;
 use super::form::{Form, Malformed, is_blank};
 use super::rsa::{PlatformKey, PrivateKey};
 use super::sign::verify_md5;
+use super::text::echo;
 use crate::clock::Timestamp;
 use crate::money::Amount;
 use crate::order::PaymentState;
 use crate::secret::Secret;
+use crate::settlement::{Claim, ClaimProof};
 
 /// How far a V2 timestamp may be from our clock, either way.
 const DRIFT_MAX_S: u64 = 300;
@@ -55,7 +57,7 @@ pub(crate) enum VerifyError {
 
 /// What a gateway vouches for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notification {
+pub(crate) struct Notification {
     /// The merchant's id at the gateway.
     pub pid: String,
     /// Our number of the order.
@@ -70,6 +72,21 @@ pub struct Notification {
     pub param: Option<String>,
     /// Whether it was signed with the merchant's previous key.
     pub by_previous_key: bool,
+}
+
+impl Notification {
+    /// What the notification claims, proved by its signature.
+    pub(crate) fn claim(self) -> Claim {
+        Claim {
+            merchant: self.pid,
+            order_no: self.out_trade_no,
+            trade_no: self.trade_no,
+            amount: self.money,
+            payment: self.payment,
+            param: self.param.map(echo),
+            proof: ClaimProof::Signature,
+        }
+    }
 }
 
 impl<'a> Unverified<'a> {

@@ -168,7 +168,7 @@ impl Notify {
 
     async fn settle(&self, believed: Believed, receipt: Receipt, client: IpAddr) -> Outcome {
         let Believed { notification, proof, query_above, policy } = believed;
-        let mut claim = Claim::from(notification);
+        let mut claim = notification.claim();
         let mut settling = Box::pin({
             let (store, gateways, log) = (self.store.clone(), Arc::clone(&self.gateways), Arc::clone(&self.log));
             async move {

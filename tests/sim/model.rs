@@ -78,7 +78,7 @@ impl Model {
                     trade_no: claim.trade_no.clone(),
                     fen: claim.amount.map(Amount::fen),
                     payment: claim.payment,
-                    param: claim.param.clone(),
+                    param: claim.param.as_ref().map(|param| param.as_received().to_owned()),
                 };
                 let (receipt, source) = (&settle.receipt, settle.source.name());
                 self.settle(&told, source, settle.policy, claim.proof, receipt.received_at, &receipt.payload).into()

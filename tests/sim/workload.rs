@@ -17,7 +17,7 @@ use crate::gateways::{hold_of, name_of};
 use crate::money::Amount;
 use crate::order::{NewOrder, PaymentState, SettledBy};
 use crate::secret::Secret;
-use crate::settlement::{Claim, ClaimProof, LatePolicy, Policy};
+use crate::settlement::{Claim, ClaimProof, Echo, LatePolicy, Policy};
 use crate::store::faults::Bug;
 use crate::store::{Attempt, Channel, PaymentOfDecision, Receipt, RefundState, Settle};
 
@@ -447,7 +447,7 @@ impl Workload {
                 trade_no: told.trade_no,
                 amount: told.fen.and_then(Amount::from_fen),
                 payment: told.payment,
-                param: told.param,
+                param: told.param.map(|param| Echo::new(param, [])),
                 proof: self.random.weighted(&[
                     (ClaimProof::Missing, 6),
                     (ClaimProof::Signature, 2),

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::super::text::echo;
 use super::error::GatewayError;
 use super::fields::Fields;
 use super::protocol::Protocol;
@@ -9,7 +10,8 @@ use crate::clock::Timestamp;
 #[cfg(test)]
 use crate::epay::Credentials;
 use crate::money::Amount;
-use crate::order::OrderNo;
+use crate::order::{OrderNo, PaymentState};
+use crate::settlement::{Claim, ClaimProof};
 
 /// The code with which V1 gateways answer a question about an order.
 const V1_SUCCESS: &[i64] = &[1];
@@ -156,6 +158,24 @@ impl Answer {
                 .payment()
                 .map_or_else(Verdict::Contradicts, |(trade_no, amount)| Verdict::Refunded { trade_no, amount }),
         }
+    }
+
+    /// The claim that this answer makes, by its verdict; `None` where it says nothing of a payment that came.
+    pub(crate) fn claim(self, verdict: &Verdict, pid: &str, order_no: &OrderNo) -> Option<Claim> {
+        let (payment, trade_no, amount) = match verdict {
+            Verdict::Paid { trade_no, amount } => (PaymentState::Paid, trade_no, *amount),
+            Verdict::Refunded { trade_no, amount } => (PaymentState::Refunded, trade_no, *amount),
+            _ => return None,
+        };
+        Some(Claim {
+            merchant: pid.to_owned(),
+            order_no: order_no.to_string(),
+            trade_no: Some(trade_no.clone()),
+            amount: Some(amount),
+            payment,
+            param: self.param.map(echo),
+            proof: ClaimProof::Gateway,
+        })
     }
 
     /// The payment's number and amount, where nothing is missing that makes it the payment of one order; else the missing field.
