@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use crate::clock::Timestamp;
+use crate::domain::clock::Timestamp;
+use crate::domain::order::{OrderStatus, PaymentState};
+use crate::domain::secret::Secret;
+use crate::domain::settlement::{Claim, LatePolicy, Outcome, Payable, Policy, decide};
 use crate::epay::{CallbackFields, Credentials, Notification, SignedCallback, Unverified, encode};
-use crate::order::{OrderStatus, PaymentState};
-use crate::secret::Secret;
-use crate::settlement::{Claim, LatePolicy, Outcome, Payable, Policy, decide};
 use crate::store;
 
 const KEY: &str = "89unJUB8HZ54Hj7x4nUj56HN4nUzUJ8i";

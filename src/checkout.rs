@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use rust_i18n::t;
 
-use crate::clock::Timestamp;
 use crate::config::{Config, Current, Merchant, Package, PayPageSource, faults_of_gateway_text};
+use crate::domain::clock::Timestamp;
+use crate::domain::language::Language;
+use crate::domain::money::Amount;
+use crate::domain::order::{NewOrder, Order, OrderNo, OrderStatus, PayKind, PayPage};
 use crate::epay::client::{PayTarget, Payable};
 use crate::gateways::Gateways;
-use crate::language::Language;
-use crate::money::Amount;
-use crate::order::{NewOrder, Order, OrderNo, OrderStatus, PayKind, PayPage};
 use crate::store::{Creation, Idempotency, Store, StoreError};
 
 /// The payment method where none is named.

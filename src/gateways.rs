@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout_at;
 
-use crate::clock::Timestamp;
 use crate::config::Current;
+use crate::domain::clock::Timestamp;
+use crate::domain::order::{Hold, Order};
 use crate::epay::client::{Answer, Gateway, GatewayError, Verdict};
-use crate::order::{Hold, Order};
 use crate::outbox::{NoticeKind, Notices};
 use crate::outgoing::Client;
 use crate::store::{Answered, Cause, Store};
@@ -315,7 +315,7 @@ impl Drop for Place<'_> {
 mod tests {
     use super::*;
     use crate::config::{Config, DatabaseUrl};
-    use crate::money::Amount;
+    use crate::domain::money::Amount;
     use crate::outgoing::OutgoingError;
     use crate::outgoing::loopback::{Act, Loopback};
     use crate::store::fixtures;

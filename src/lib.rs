@@ -9,7 +9,7 @@
 //!
 //! [`server`] takes a gateway's request within its limits and hands the bytes to [`epay`], which refuses whatever has more
 //! than one reading or was not signed by the merchant's gateway. What is left goes to [`store`], the only place that knows SQL:
-//! one transaction loads the order, asks [`settlement`] what to do, and writes order, ledger entry, message and receipt together.
+//! one transaction loads the order, asks [`domain::settlement`] what to do, and writes order, ledger entry, message and receipt together.
 //! Nothing is answered before that transaction is on disk.
 //!
 //! [`service`] puts the parts together; [`Service`] is what a program embeds. The command line is in [`cli`].
@@ -19,28 +19,22 @@
 
 mod api;
 mod checkout;
-mod clock;
 mod config;
 mod doctor;
+mod domain;
 mod epay;
 mod explain;
 mod files;
 mod gateways;
-mod language;
 mod logging;
 mod manager;
 mod manual;
-mod money;
-mod named;
-mod order;
 mod outbox;
 mod outgoing;
 mod reconcile;
 mod refund;
-mod secret;
 mod server;
 mod service;
-mod settlement;
 #[cfg(test)]
 #[path = "../tests/sim/mod.rs"]
 mod sim;
@@ -56,10 +50,10 @@ pub mod cli;
 #[doc(hidden)]
 pub mod fuzzing;
 
-pub use clock::Timestamp;
 pub use config::{Config, ConfigError, Finding};
-pub use money::{Amount, AmountError};
-pub use order::{NewOrder, Order, OrderNo, OrderStatus, OrderView, SettledBy, User};
+pub use domain::clock::Timestamp;
+pub use domain::money::{Amount, AmountError};
+pub use domain::order::{NewOrder, Order, OrderNo, OrderStatus, OrderView, SettledBy, User};
 pub use service::Service;
 pub use store::{Deviation, Grant, OrderFilter, SchemaDifference, Store, StoreError};
 

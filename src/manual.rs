@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use rust_i18n::t;
 
+use crate::domain::order::{Order, OrderStatus};
 use crate::epay::client::{GatewayError, Verdict};
 use crate::gateways::{AskError, Gateways, name_of};
-use crate::order::{Order, OrderStatus};
 use crate::store::{ByHand, Cause, PaymentOfDecision, Store, StoreError};
 
 /// How long the question may take.

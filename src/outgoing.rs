@@ -18,7 +18,7 @@ use rustls::{ClientConfig, RootCertStore};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::clock::Timestamp;
+use crate::domain::clock::Timestamp;
 
 #[cfg(test)]
 pub(crate) mod loopback;

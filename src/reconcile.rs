@@ -12,12 +12,12 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Timestamp;
 use crate::config::{Config, Current, Merchant};
+use crate::domain::clock::Timestamp;
+use crate::domain::order::{Order, SettledBy};
+use crate::domain::settlement::{Outcome, Policy};
 use crate::epay::client::{Answer, GatewayError, Verdict};
 use crate::gateways::{AskError, Gateways, name_of};
-use crate::order::{Order, SettledBy};
-use crate::settlement::{Outcome, Policy};
 use crate::store::{Cause, Question, Receipt, Settle, Store, StoreError};
 
 const TARGET: &str = "webhookctl::reconcile";

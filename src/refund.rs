@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use rust_i18n::t;
 
-use crate::clock::Timestamp;
+use crate::domain::clock::Timestamp;
+use crate::domain::order::Order;
 use crate::epay::client::{self, Gateway, GatewayError, RefundReply, Verdict};
 use crate::gateways::Gateways;
-use crate::order::Order;
 use crate::store::{ByHand, Cause, RefundState, Store, StoreError};
 
 /// How long the question may take whether a payment is refunded.

@@ -14,8 +14,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Api, Bound, Listening};
-use crate::clock::{SetBack, Timestamp};
 use crate::config::{self, Config, Current};
+use crate::domain::clock::{SetBack, Timestamp};
 use crate::gateways::Gateways;
 use crate::outbox::{self, Buyers, Events, Notices, tell_admin};
 use crate::outgoing::Client;

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::Telegram;
+use crate::domain::secret::MASK;
 use crate::outgoing::{Client, OutgoingError, Reply, excerpt};
-use crate::secret::MASK;
 
 /// How long one message may take.
 const TIMEOUT: Duration = Duration::from_secs(10);

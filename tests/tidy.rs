@@ -1,7 +1,7 @@
 //! Promises about the code that the compiler does not keep.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,15 +11,9 @@ const LINES_MAX: usize = 800;
 
 /// The modules from the bottom up: each may name those before it, and nothing after it.
 const ORDER: &[&str] = &[
-    "named",
-    "language",
-    "money",
-    "clock",
-    "secret",
+    "domain",
     "files",
     "outgoing",
-    "order",
-    "settlement",
     "epay",
     "config",
     "simulator",
@@ -110,6 +104,50 @@ fn files_stay_readable() {
     }
 }
 
+/// The paths that a text names, each from its first segment on: groups in braces are taken apart.
+fn paths(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for start in ["crate::", "super::", "self::"] {
+        for (at, _) in text.match_indices(start) {
+            let is_start = !text[..at].ends_with(|c: char| c.is_alphanumeric() || matches!(c, '_' | ':' | '$'));
+            if is_start {
+                take_apart(&text[at..], "", &mut found);
+            }
+        }
+    }
+    found
+}
+
+/// Adds the paths at the beginning of `text`, and returns what follows them.
+fn take_apart<'a>(text: &'a str, before: &str, found: &mut Vec<String>) -> &'a str {
+    let end = text.find(|c: char| !(c.is_alphanumeric() || matches!(c, '_' | ':'))).unwrap_or(text.len());
+    let (own, mut rest) = text.split_at(end);
+    let path = format!("{before}{own}");
+    if !own.ends_with("::") || !rest.starts_with('{') {
+        found.push(path);
+        return rest;
+    }
+    while !rest.starts_with('}') {
+        let Some(next) = rest.find(|c: char| c.is_alphanumeric() || matches!(c, '_' | '}')) else { return "" };
+        rest = &rest[next..];
+        if !rest.starts_with('}') {
+            rest = take_apart(rest, &path, found);
+            // Another name for it.
+            if let Some(renamed) = rest.strip_prefix(" as ") {
+                rest = &renamed[renamed.find([',', '}']).unwrap_or(renamed.len())..];
+            }
+        }
+    }
+    &rest[1..]
+}
+
+#[test]
+fn groups_of_imports_are_seen() {
+    let text = "use crate::{a, b::{c, D}};\nuse super::x::{self, Y as Z};\nfn f(_: crate::e::F) {}";
+    let expected = ["crate::a", "crate::b::c", "crate::b::D", "crate::e::F", "super::x::self", "super::x::Y"];
+    assert_eq!(paths(text), expected);
+}
+
 #[test]
 fn modules_use_only_what_stands_before_them() {
     for (file, text) in files("src", ".rs") {
@@ -117,12 +155,61 @@ fn modules_use_only_what_stands_before_them() {
             assert!(matches!(file.as_str(), "src/lib.rs" | "src/main.rs"), "{file} has no place in the order");
             continue;
         };
-        for used in without_tests(&text).split("crate::").skip(1) {
-            let used: String = used.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+        for path in paths(&without_tests(&text)) {
+            let Some(used) = path.strip_prefix("crate::").and_then(|path| path.split("::").next()) else { continue };
             let Some(place) = ORDER.iter().position(|name| *name == used) else { continue };
             assert!(place <= own, "{file} uses {used}, which stands after it");
         }
     }
+}
+
+/// The modules that each module names, except those that it lies in or that lie in it.
+fn imports() -> BTreeMap<String, BTreeSet<String>> {
+    let name = |file: &str| {
+        let below = file.strip_prefix("src/").unwrap().trim_end_matches(".rs");
+        below.trim_end_matches("/mod").replace('/', "::")
+    };
+    let files: Vec<_> = files("src", ".rs").into_iter().map(|(file, text)| (name(&file), text)).collect();
+    let known: BTreeSet<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+    let is_within = |inner: &str, outer: &str| inner == outer || inner.starts_with(&format!("{outer}::"));
+    let mut imports = BTreeMap::new();
+    for (own, text) in files.iter().filter(|(name, _)| !matches!(name.as_str(), "lib" | "main")) {
+        let named = paths(&without_tests(text)).into_iter().filter_map(|path| {
+            let mut place: Vec<&str> = own.split("::").collect();
+            for segment in path.split("::").filter(|segment| !segment.is_empty()) {
+                match segment {
+                    "crate" => place.clear(),
+                    "super" => _ = place.pop(),
+                    "self" => {}
+                    segment => place.push(segment),
+                }
+            }
+            while !place.is_empty() && !known.contains(place.join("::").as_str()) {
+                place.pop();
+            }
+            Some(place.join("::")).filter(|named| !named.is_empty())
+        });
+        let others = named.filter(|named| !is_within(named, own) && !is_within(own, named)).collect();
+        imports.insert(own.clone(), others);
+    }
+    imports
+}
+
+#[test]
+fn no_modules_import_each_other() {
+    let imports = imports();
+    let reached_from = |start: &String| {
+        let mut reached = BTreeSet::new();
+        let mut next: Vec<&String> = imports[start].iter().collect();
+        while let Some(name) = next.pop() {
+            if reached.insert(name) {
+                next.extend(imports.get(name).into_iter().flatten());
+            }
+        }
+        reached
+    };
+    let in_circles: Vec<_> = imports.keys().filter(|name| reached_from(name).contains(name)).collect();
+    assert!(in_circles.is_empty(), "in circles of imports: {in_circles:?}");
 }
 
 /// Triggers against it are in force for others only, see `store::schema`; a failed constraint has to be an error.
@@ -142,7 +229,7 @@ fn what_only_one_module_may_name() {
     for (name, allowed) in [
         ("rusqlite", &["store"][..]),
         ("SystemTime", &[]),
-        ("jiff", &["clock"]),
+        ("jiff", &["domain"]),
         ("Md5", &["epay", "fuzzing"]),
         ("ring::signature", &["epay"]),
         ("ring::hmac", &["outbox"]),
@@ -150,7 +237,7 @@ fn what_only_one_module_may_name() {
         ("rustls", &["outgoing"]),
         ("fern", &["logging"]),
         ("daemonize", &["manager"]),
-        ("set_locale", &["language"]),
+        ("set_locale", &["domain"]),
         ("process::exit", &["cli", "manager"]),
         ("println!", &[]),
     ] {
@@ -297,7 +384,7 @@ fn every_text_is_there_and_every_text_is_used() {
 
 #[test]
 fn every_text_is_given_what_it_has_a_place_for() {
-    let texts: std::collections::BTreeMap<_, _> = catalogue("en").into_iter().collect();
+    let texts: BTreeMap<_, _> = catalogue("en").into_iter().collect();
     for (file, source) in files("src", ".rs") {
         for call in source.split("t!(\"").skip(1) {
             let (key, rest) = call.split_once('"').unwrap();

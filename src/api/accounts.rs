@@ -8,8 +8,8 @@ use super::fields::{Fields, required};
 use super::problem::Problem;
 use super::request::Asked;
 use super::{Api, Response, json};
-use crate::clock::Timestamp;
 use crate::config::CREDITS_MAX;
+use crate::domain::clock::Timestamp;
 use crate::store::{Booked, Grant, Spend, StoreError};
 
 /// How long a reason may be, in characters.

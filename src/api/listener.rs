@@ -196,7 +196,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 mod tests {
     use super::*;
     use crate::config::ApiListen;
-    use crate::secret::Secret;
+    use crate::domain::secret::Secret;
 
     fn bind(listen: ApiListen) -> io::Result<Bound> {
         Api::bind(&config::Api { listen, token: Secret::new("t") })

@@ -15,8 +15,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::failure::{Exit, eprint};
 use super::{audit, output};
-use crate::clock::Timestamp;
 use crate::config::{Config, DatabaseUrl};
+use crate::domain::clock::Timestamp;
 use crate::manager::pid_file::{LockError, PidFile};
 use crate::store::{Audit, BackupError, Store};
 

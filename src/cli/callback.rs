@@ -16,8 +16,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::checkout::DEFAULT_PAYMENT_TYPE;
+use crate::domain::order::Order;
 use crate::epay::{CallbackFields, SignedCallback, encode};
-use crate::order::Order;
 use crate::server::NOTIFY_PATH;
 
 /// How long one answer may take: gateways wait for 5 to 30 s.

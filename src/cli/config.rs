@@ -12,8 +12,8 @@ use serde_json::json;
 use super::failure::{Exit, eprint};
 use super::{output, parse_language};
 use crate::config::{ConfigError, DEFAULT_FILE, EXAMPLE, Finding, Loaded, asked_for, file_name, process_environment};
+use crate::domain::language::Language;
 use crate::files::Audience;
-use crate::language::Language;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {

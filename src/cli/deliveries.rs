@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::failure::{Exit, eprint};
 use super::output;
-use crate::clock::Timestamp;
-use crate::order::OrderNo;
+use crate::domain::clock::Timestamp;
+use crate::domain::order::OrderNo;
 use crate::store::{Channel, Delivery, DeliveryFilter, DeliveryState, News, Store};
 
 // Not a doc comment: clap would take it for the command's own.

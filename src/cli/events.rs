@@ -5,9 +5,9 @@ use rust_i18n::t;
 use super::deliveries::{self, List};
 use super::failure::{Exit, eprint};
 use super::reconcile::parse_since;
-use crate::clock::Timestamp;
 use crate::config::Config;
-use crate::order::OrderNo;
+use crate::domain::clock::Timestamp;
+use crate::domain::order::OrderNo;
 use crate::outbox::EVENTS_DISABLED;
 use crate::store::{Channel, DeliveryFilter, DeliveryState, Store};
 

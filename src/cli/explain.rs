@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use super::failure::Exit;
 use super::output;
-use crate::clock::Timestamp;
 use crate::config::Config;
+use crate::domain::clock::Timestamp;
+use crate::domain::order::OrderView;
 use crate::explain::{Event, EventKind, Explanation, VerdictCode};
-use crate::order::OrderView;
 use crate::store::{Store, Story};
 
 /// How much of a value is shown to a person; `--json` has all of it.

@@ -17,8 +17,8 @@ use super::output;
 use super::start::parse_seconds;
 use super::trigger::SendMethod;
 use crate::config::{ConfigError, Loaded};
+use crate::domain::secret::Secret;
 use crate::epay::PrivateKey;
-use crate::secret::Secret;
 use crate::simulator::{
     ATTEMPTS_MAX, Event, Fault, FaultAsked, LeftOut, Merchant, PayAnswer, Probability, Settings, Simulator,
 };

@@ -9,7 +9,7 @@ use rust_i18n::t;
 
 use super::failure::Exit;
 use super::{help, output};
-use crate::language::Language;
+use crate::domain::language::Language;
 
 const PROGRAM: &str = "webhookctl";
 

@@ -7,7 +7,7 @@
 use clap::Command;
 use rust_i18n::t;
 
-use crate::language::Language;
+use crate::domain::language::Language;
 
 /// What stands above, between and below the texts of a page of help; clap's own template has English words in it.
 const TEMPLATE: &str = "{about-with-newline}\n用法：{usage}\n\n{all-args}{after-help}";

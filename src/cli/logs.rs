@@ -10,8 +10,8 @@ use rust_i18n::t;
 
 use super::failure::{Exit, eprint};
 use super::output;
-use crate::clock::{LogTime, Timestamp};
 use crate::config::LogLevel;
+use crate::domain::clock::{LogTime, Timestamp};
 use crate::manager::logs::{Filter, Follow, Line, LogFile, complete_end, last_lines, level_of};
 
 /// How many lines are shown where nothing else is asked for.

@@ -5,7 +5,7 @@ use rust_i18n::t;
 use super::deliveries::{self, List};
 use super::failure::{Exit, eprint};
 use crate::config::Config;
-use crate::order::OrderNo;
+use crate::domain::order::OrderNo;
 use crate::store::{Channel, DeliveryFilter, DeliveryState, Store};
 
 #[derive(clap::Subcommand)]

@@ -34,7 +34,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use rust_i18n::t;
 
 use crate::config::{ConfigError, Document, process_environment};
-use crate::language::Language;
+use crate::domain::language::Language;
 use failure::Exit;
 
 const FILE_HELP: &str = "The configuration file [default: $WEBHOOKCTL_CONFIG, else ./webhookctl.toml if it is there]";

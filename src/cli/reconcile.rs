@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 
 use super::failure::Exit;
 use super::output;
-use crate::clock::Timestamp;
 use crate::config::{Config, Current};
+use crate::domain::clock::Timestamp;
+use crate::domain::settlement::Outcome;
 use crate::gateways::Gateways;
 use crate::outgoing::Client;
 use crate::reconcile::{Finding, Reconciler};
-use crate::settlement::Outcome;
 use crate::store::Store;
 
 #[derive(clap::Args)]

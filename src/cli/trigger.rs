@@ -16,10 +16,10 @@ use super::callback::{self, Answer, Callback, Connection};
 use super::failure::{Exit, eprint, usage};
 use super::output;
 use crate::config::{Config, Merchant};
+use crate::domain::order::Order;
+use crate::domain::secret::Secret;
 use crate::epay::{Credentials, SignedCallback};
 use crate::manager::health::reachable;
-use crate::order::Order;
-use crate::secret::Secret;
 use crate::server::NOTIFY_PATH;
 use crate::store::Store;
 

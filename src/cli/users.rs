@@ -4,9 +4,9 @@ use rust_i18n::t;
 
 use super::failure::Exit;
 use super::output;
-use crate::clock::Timestamp;
 use crate::config::{CREDITS_MAX, Config};
-use crate::order::User;
+use crate::domain::clock::Timestamp;
+use crate::domain::order::User;
 use crate::store::{Grant, LedgerEntry, Store, StoreError};
 
 /// How much of a user's history is shown.

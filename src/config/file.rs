@@ -7,7 +7,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::{Essentials, Finding};
-use crate::language::Language;
+use crate::domain::language::Language;
 
 /// How many broken lines are looked past: a file with more of them is none of ours.
 const BROKEN_LINES_MAX: usize = 100;

@@ -20,12 +20,12 @@ use ipnet::IpNet;
 use rust_i18n::t;
 use serde::Serialize;
 
+use crate::domain::language::Language;
+use crate::domain::money::Amount;
+use crate::domain::named::named_enum;
+use crate::domain::secret::Secret;
+use crate::domain::settlement::LatePolicy;
 use crate::epay::{self, Credentials, Diagnosis};
-use crate::language::Language;
-use crate::money::Amount;
-use crate::named::named_enum;
-use crate::secret::Secret;
-use crate::settlement::LatePolicy;
 
 /// The file that is read where none is named.
 pub(crate) const DEFAULT_FILE: &str = "webhookctl.toml";

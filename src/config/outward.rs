@@ -12,8 +12,8 @@ use serde::{Serialize, Serializer};
 
 use super::check::Check;
 use super::file;
-use crate::language::Language;
-use crate::secret::Secret;
+use crate::domain::language::Language;
+use crate::domain::secret::Secret;
 
 /// How many questions an unpaid order may cause at most.
 const QUESTIONS_MAX: usize = 32;

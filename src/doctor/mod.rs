@@ -14,10 +14,10 @@ use rust_i18n::t;
 use tokio::task::JoinHandle;
 
 use crate::config::{Config, ConfigError, Finding, Loaded};
+use crate::domain::named::named_enum;
 use crate::manager::health::Health;
 use crate::manager::pid_file::Record;
 use crate::manager::status::{Status, status};
-use crate::named::named_enum;
 use crate::outgoing::Client;
 use crate::store::{Inspection, Store, StoreError};
 

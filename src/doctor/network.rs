@@ -6,10 +6,10 @@ use rust_i18n::t;
 use tokio::time::{Instant, sleep};
 
 use super::{Check, State, Subject};
-use crate::clock::Timestamp;
 use crate::config::{DatabaseUrl, Merchant, Telegram};
+use crate::domain::clock::Timestamp;
+use crate::domain::order::OrderNo;
 use crate::epay::client::{Gateway, GatewayError};
-use crate::order::OrderNo;
 use crate::outgoing::{Client, OutgoingError, Reply, excerpt};
 use crate::store::Store;
 use crate::telegram::{SendError, Sender};

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use super::form::{Form, encode};
 use super::rsa::PrivateKey;
 use super::sign::sign_md5;
-use crate::clock::Timestamp;
-use crate::secret::{MASK, Secret};
+use crate::domain::clock::Timestamp;
+use crate::domain::secret::{MASK, Secret};
 
 /// What a callback says; text, because a test may want to say anything.
 #[derive(Clone, Debug)]
@@ -95,7 +95,7 @@ impl SignedCallback {
 mod tests {
     use super::super::{Credentials, PlatformKey, Unverified};
     use super::*;
-    use crate::order::PaymentState;
+    use crate::domain::order::PaymentState;
 
     fn paid() -> CallbackFields {
         CallbackFields {

@@ -11,8 +11,8 @@ use subtle::ConstantTimeEq;
 use super::form::decode_pairs;
 use super::notification::Credentials;
 use super::sign::decode_hex;
-use crate::named::named_enum;
-use crate::secret::{MASK, Secret};
+use crate::domain::named::named_enum;
+use crate::domain::secret::{MASK, Secret};
 
 /// How many keys of other merchants are tried.
 const OTHER_KEYS_MAX: usize = 64;

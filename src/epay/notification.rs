@@ -6,11 +6,11 @@ use super::form::{Form, Malformed, is_blank};
 use super::rsa::{PlatformKey, PrivateKey};
 use super::sign::verify_md5;
 use super::text::echo;
-use crate::clock::Timestamp;
-use crate::money::Amount;
-use crate::order::PaymentState;
-use crate::secret::Secret;
-use crate::settlement::{Claim, ClaimProof};
+use crate::domain::clock::Timestamp;
+use crate::domain::money::Amount;
+use crate::domain::order::PaymentState;
+use crate::domain::secret::Secret;
+use crate::domain::settlement::{Claim, ClaimProof};
 
 /// How far a V2 timestamp may be from our clock, either way.
 const DRIFT_MAX_S: u64 = 300;

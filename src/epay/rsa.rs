@@ -14,7 +14,7 @@ use spki::der::{Decode, Header, Reader, SliceReader};
 
 use super::form::Form;
 use super::sign::{BlankValues, signing_string};
-use crate::secret::MASK;
+use crate::domain::secret::MASK;
 
 /// What ring verifies with; a key outside would refuse every payment without a word.
 const MODULUS_BITS: RangeInclusive<usize> = 2048..=8192;

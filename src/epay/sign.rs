@@ -4,7 +4,7 @@ use md5::{Digest, Md5};
 use subtle::ConstantTimeEq;
 
 use super::form::{Form, is_blank};
-use crate::secret::Secret;
+use crate::domain::secret::Secret;
 
 /// What a gateway does with values that are only white space. Empty values are always left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

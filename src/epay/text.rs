@@ -1,6 +1,6 @@
 //! What text may travel through a gateway: HTML entities that it may add, characters that we never send.
 
-use crate::settlement::Echo;
+use crate::domain::settlement::Echo;
 
 /// The length of the HTML entity at the start of `text`: `&`, 2 to 8 letters, `;`, or `&#`, digits, `;`.
 fn leading_entity(text: &str) -> Option<usize> {

@@ -6,13 +6,13 @@ mod verdict;
 
 use rust_i18n::t;
 
-use crate::clock::Timestamp;
 use crate::config::Config;
+use crate::domain::clock::Timestamp;
+use crate::domain::named::named_enum;
+use crate::domain::order::Order;
+use crate::domain::secret::MASK;
+use crate::domain::settlement::Outcome;
 use crate::epay::{self, Diagnosis, WrongWay};
-use crate::named::named_enum;
-use crate::order::Order;
-use crate::secret::MASK;
-use crate::settlement::Outcome;
 use crate::store::{Channel, Delivery, DeliveryState, KeptAnswer, KeptReceipt, LedgerEntry, Refund, Story};
 pub(crate) use verdict::{Verdict, VerdictCode};
 

@@ -3,12 +3,12 @@
 use rust_i18n::t;
 
 use super::diagnosis_text;
-use crate::clock::Timestamp;
 use crate::config::Config;
+use crate::domain::clock::Timestamp;
+use crate::domain::named::named_enum;
+use crate::domain::order::{Hold, Order, OrderStatus, ReviewReason};
+use crate::domain::settlement::Outcome;
 use crate::epay::Diagnosis;
-use crate::named::named_enum;
-use crate::order::{Hold, Order, OrderStatus, ReviewReason};
-use crate::settlement::Outcome;
 use crate::store::{Channel, DeliveryState, KeptReceipt, News, RefundState, Story};
 
 named_enum! {

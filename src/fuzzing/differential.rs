@@ -1,8 +1,8 @@
 use super::plain::{self, Fields};
 use super::{KEY, now, v1};
+use crate::domain::money::Amount;
+use crate::domain::order::PaymentState;
 use crate::epay::Unverified;
-use crate::money::Amount;
-use crate::order::PaymentState;
 
 /// The merchant that both programs are asked to believe.
 pub const PID: &str = "1001";

@@ -27,9 +27,9 @@ pub use signed::signed;
 
 use std::sync::LazyLock;
 
-use crate::clock::Timestamp;
+use crate::domain::clock::Timestamp;
+use crate::domain::secret::Secret;
 use crate::epay::{Credentials, PlatformKey, PrivateKey};
-use crate::secret::Secret;
 
 /// The key of the merchant that the targets speak of.
 pub const KEY: &str = "89unJUB8HZ54Hj7x4nUj56HN4nUzUJ8i";

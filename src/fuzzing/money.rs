@@ -1,5 +1,5 @@
 use super::plain;
-use crate::money::{Amount, AmountError};
+use crate::domain::money::{Amount, AmountError};
 
 /// Money is read as a slow reader reads it, printed so that it reads back as itself, and never rounded.
 ///

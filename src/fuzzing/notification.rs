@@ -1,7 +1,7 @@
 use super::{KEY, V2, now, plain, v1};
+use crate::domain::money::Amount;
+use crate::domain::secret::Secret;
 use crate::epay::{Form, Unverified, WrongWay, decode_pairs, diagnose, glimpse, readable};
-use crate::money::Amount;
-use crate::secret::Secret;
 
 /// What can be read of a query string or form body has one reading, the protocol's; what is believed of it is what
 /// its merchant's key signed; and what is told of the rest, to a person, is true.

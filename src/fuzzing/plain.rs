@@ -3,7 +3,7 @@
 use md5::{Digest, Md5};
 
 use super::script::Script;
-use crate::order::PaymentState;
+use crate::domain::order::PaymentState;
 
 /// Keys and values, decoded.
 pub(super) type Fields = Vec<(String, String)>;

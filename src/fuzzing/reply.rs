@@ -5,10 +5,10 @@ use serde_json::{Map, Value};
 use super::plain::{self, Fields};
 use super::script::Script;
 use super::{KEY, NOW_S, PID, V2, now, v1};
+use crate::domain::money::Amount;
+use crate::domain::order::OrderNo;
 use crate::epay::Form;
 use crate::epay::client::{Answer, GatewayError, PayPage, PayTarget, RefundReply, RefundState, Replies, Verdict};
-use crate::money::Amount;
-use crate::order::OrderNo;
 
 const ORDER_NO: &str = "01KEXAMPLE0000000000000000";
 const TRADE_NO: &str = "20160806151343349021";

@@ -3,8 +3,8 @@ use std::borrow::Cow;
 use super::plain::{self, Fields};
 use super::script::Script;
 use super::{KEY, NOW_S, V2, now, v1};
+use crate::domain::money::Amount;
 use crate::epay::{Credentials, Form, Notification, Unverified};
-use crate::money::Amount;
 
 /// How many changes are made to one notification.
 const CHANGES_MAX: usize = 12;

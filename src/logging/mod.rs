@@ -15,8 +15,8 @@ use anyhow::Context;
 use log::{Level, Record};
 use rust_i18n::t;
 
-use crate::clock::Timestamp;
 use crate::config;
+use crate::domain::clock::Timestamp;
 use lane::{Console, Lane, LogFile, Sent};
 
 /// How long the last records may take to be written when the process ends.

@@ -6,7 +6,7 @@ use super::backoff::Backoff;
 use super::notices::NoticeKind;
 use super::{Courier, Verdict};
 use crate::config::{Current, Texts};
-use crate::language::Language;
+use crate::domain::language::Language;
 use crate::store::{Channel, Delivery, News, StoreError};
 use crate::telegram::{Bot, SendError, Sender};
 

@@ -12,9 +12,9 @@ use serde::Serialize;
 use super::backoff::Backoff;
 use super::notices::{NoticeKind, Notices};
 use super::{Courier, REQUEST_TIMEOUT, Verdict};
-use crate::clock::Timestamp;
 use crate::config::Current;
-use crate::order::{Order, OrderStatus, OrderView};
+use crate::domain::clock::Timestamp;
+use crate::domain::order::{Order, OrderStatus, OrderView};
 use crate::outgoing::Client;
 use crate::store::{Channel, Delivery, News, Store, StoreError};
 
@@ -158,7 +158,7 @@ fn signature(key: &hmac::Key, id: &str, seconds: i64, body: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::order::{NewOrder, ReviewReason, SettledBy};
+    use crate::domain::order::{NewOrder, ReviewReason, SettledBy};
 
     #[test]
     fn the_signature_is_that_of_the_specification() {
@@ -188,7 +188,7 @@ mod tests {
                     package: Some("silver".into()),
                     name: "VIP白银".into(),
                     payment_type: "alipay".into(),
-                    amount: crate::money::Amount::from_fen(3600).unwrap(),
+                    amount: crate::domain::money::Amount::from_fen(3600).unwrap(),
                     credits: 70,
                     param: None,
                     created_at: at,

@@ -17,7 +17,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Timestamp;
+use crate::domain::clock::Timestamp;
 use crate::store::{Attempt, Channel, Delivery, Store, StoreError};
 use backoff::Backoff;
 pub(crate) use buyers::Buyers;

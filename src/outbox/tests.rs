@@ -156,7 +156,7 @@ fn nothing_is_planned_beyond_its_time() {
     let now = Timestamp::now();
     let since = |seconds: i64| Timestamp::from_ms(now.ms() - seconds * 1000);
     let row = |tried_since| {
-        let order = crate::order::Order::new(fixtures::order("ORDER1", 1, now));
+        let order = crate::domain::order::Order::new(fixtures::order("ORDER1", 1, now));
         Delivery {
             id: 1,
             news: crate::store::News::Settled,

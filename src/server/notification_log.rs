@@ -7,8 +7,8 @@ use std::time::Duration;
 use rust_i18n::t;
 
 use super::limits::{Bucket, Rate};
-use crate::clock::Timestamp;
-use crate::settlement::{Claim, Outcome};
+use crate::domain::clock::Timestamp;
+use crate::domain::settlement::{Claim, Outcome};
 use crate::store::{Credited, Settlement, StoreError};
 
 /// The target of these records, whichever file writes them.

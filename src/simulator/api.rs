@@ -12,8 +12,8 @@ use super::refusal::Refusal;
 use super::reply::{self, Lies};
 use super::request::{self, require};
 use super::{Asked, Event, Fault, Merchant, Occasion, Reaction, Simulator, page};
+use crate::domain::money::Amount;
 use crate::epay::Form;
-use crate::money::Amount;
 
 /// Something that can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

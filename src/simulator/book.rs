@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use super::refusal::Refusal;
 use super::request::Purchase;
-use crate::clock::Timestamp;
-use crate::money::Amount;
-use crate::named::named_enum;
+use crate::domain::clock::Timestamp;
+use crate::domain::money::Amount;
+use crate::domain::named::named_enum;
 
 /// How many orders are kept; there is no room for more.
 pub(super) const ORDERS_MAX: usize = 100_000;

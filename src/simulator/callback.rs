@@ -6,7 +6,7 @@ use super::api::other_amount;
 use super::book::Trade;
 use super::fault::Fault;
 use super::merchant::Merchant;
-use crate::clock::Timestamp;
+use crate::domain::clock::Timestamp;
 use crate::epay::{CallbackFields, SignedCallback};
 
 /// When a callback is sent, in minutes since the payment, for as long as nobody answers `success`.

@@ -9,8 +9,8 @@ use super::book::{KeptBack, State, Trade};
 use super::refusal::Refusal;
 use super::request::{self, require};
 use super::{Asked, FaultAsked, Faults, Reaction, Simulator, lock};
+use crate::domain::money::Amount;
 use crate::epay::decode_pairs;
-use crate::money::Amount;
 
 impl Simulator {
     pub(super) fn control(self: &Arc<Self>, action: &str, asked: &Asked) -> Reaction {

@@ -21,7 +21,7 @@ use super::callback::{SPOILING, is_delivered, schedule, signed};
 use super::fault::Question;
 use super::request::with_query;
 use super::{Event, Fault, Occasion, Simulator};
-use crate::clock::Timestamp;
+use crate::domain::clock::Timestamp;
 use crate::epay::encode;
 
 /// How long an attempt may take.

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::money::Amount;
+use crate::domain::money::Amount;
 
 /// Something that happened.
 #[derive(Clone, Debug, Serialize)]

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use crate::named::named_enum;
+use crate::domain::named::named_enum;
 
 named_enum! {
     /// Something that real gateways do wrong.

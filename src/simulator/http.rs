@@ -21,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
 use super::{Asked, Reaction, Simulator, page};
-use crate::clock::Timestamp;
+use crate::domain::clock::Timestamp;
 
 /// How many connections are open at the same time; more wait in the system's queue.
 const CONNECTIONS_MAX: usize = 512;

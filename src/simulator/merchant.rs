@@ -3,10 +3,10 @@
 use subtle::ConstantTimeEq;
 
 use super::refusal::Refusal;
-use crate::clock::Timestamp;
 use crate::config;
+use crate::domain::clock::Timestamp;
+use crate::domain::secret::Secret;
 use crate::epay::{CallbackFields, Credentials, Form, PlatformKey, PrivateKey, SignedCallback, verify_md5};
-use crate::secret::Secret;
 
 /// How old a V2 request may be, or how far ahead, in seconds.
 const DRIFT_MAX_S: u64 = 300;

@@ -34,9 +34,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::clock::Timestamp;
+use crate::domain::clock::Timestamp;
+use crate::domain::money::Amount;
 use crate::epay::Form;
-use crate::money::Amount;
 use book::{Book, Trade};
 pub(crate) use callback::ATTEMPTS_MAX;
 pub(crate) use event::Event;

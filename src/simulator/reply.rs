@@ -6,11 +6,11 @@ use serde_json::{Map, Value, json};
 
 use super::book::{Refund, State, Trade};
 use super::refusal::Refusal;
-use crate::clock::Timestamp;
+use crate::domain::clock::Timestamp;
+use crate::domain::money::Amount;
+use crate::domain::named::named_enum;
+use crate::domain::secret::Secret;
 use crate::epay::{Form, PrivateKey};
-use crate::money::Amount;
-use crate::named::named_enum;
-use crate::secret::Secret;
 
 named_enum! {
     /// What a merchant is given to show to the buyer.

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use hyper::Uri;
 
 use super::refusal::Refusal;
+use crate::domain::money::Amount;
 use crate::epay::{Form, decode_pairs};
-use crate::money::Amount;
 
 /// How many bytes of a product's name are kept.
 const NAME_BYTES_MAX: usize = 127;

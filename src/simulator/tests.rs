@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::*;
 use crate::config::Config;
+use crate::domain::secret::Secret;
 use crate::epay::{Field, PlatformKey, PrivateKey, encode, sign_md5};
-use crate::secret::Secret;
 
 const KEY: &str = "89unJUB8HZ54Hj7x4nUj56HN4nUzUJ8i";
 const NOW: i64 = 1_767_323_045_000;

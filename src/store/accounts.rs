@@ -4,8 +4,8 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::ledger::{self, Entry};
 use super::{Grant, Store, StoreError, read};
-use crate::clock::Timestamp;
-use crate::order::{Order, User};
+use crate::domain::clock::Timestamp;
+use crate::domain::order::{Order, User};
 
 /// How far a balance may go, either way: far beyond use, far below overflow.
 const BALANCE_MAX: i64 = 1_000_000_000_000_000;

@@ -6,7 +6,7 @@ use rusqlite::Connection;
 
 use super::settle::{Claimed, settle};
 use super::{checkpoint, fixtures, schema, write};
-use crate::clock::Timestamp;
+use crate::domain::clock::Timestamp;
 
 const CREATED_MS: i64 = 1_700_000_000_000;
 /// How long a callback is.

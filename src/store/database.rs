@@ -18,7 +18,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use super::place::{Identity, Place, Standing, identity, with_ending};
 use super::readers::{Readers, leave_files};
 use super::{StoreError, schema};
-use crate::clock::Timestamp;
+use crate::domain::clock::Timestamp;
 use crate::files::{self, Audience};
 
 const TARGET: &str = "webhookctl::store";

@@ -12,7 +12,7 @@ use super::outbox::{self, Tidings};
 use super::settle::{self, Claimed};
 use super::{QUEUE_MAX, Settle, Settlement, Store, StoreError, blocking, lock};
 use crate::config::DatabaseUrl;
-use crate::settlement::{ClaimProof, Outcome};
+use crate::domain::settlement::{ClaimProof, Outcome};
 
 /// What is done to the writer at one of its steps.
 pub(crate) enum Mishap {
@@ -258,7 +258,7 @@ fn settle_wrongly(db: &Connection, claimed: &Claimed) -> Result<Settlement, Stor
     };
     let mut wrong = Settle::clone(settle);
     if has(Bug::IgnoresAmount) {
-        wrong.claim.amount = crate::money::Amount::from_fen(fen).or(wrong.claim.amount);
+        wrong.claim.amount = crate::domain::money::Amount::from_fen(fen).or(wrong.claim.amount);
     }
     if has(Bug::IgnoresMerchant) {
         wrong.claim.merchant = merchant;
@@ -267,7 +267,7 @@ fn settle_wrongly(db: &Connection, claimed: &Claimed) -> Result<Settlement, Stor
         wrong.claim.trade_no = wrong.claim.trade_no.map(|trade_no| trade_no + &wrong.claim.order_no);
     }
     if has(Bug::IgnoresExpiry) {
-        wrong.policy.late = crate::settlement::LatePolicy::Credit;
+        wrong.policy.late = crate::domain::settlement::LatePolicy::Credit;
     }
     if has(Bug::IgnoresHold) && wrong.claim.proof == ClaimProof::Signature {
         wrong.claim.proof = ClaimProof::Gateway;

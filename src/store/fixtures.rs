@@ -1,10 +1,10 @@
 //! An order and its payment, for the tests of whatever uses the store, and for the benches.
 
 use super::{Receipt, Settle};
-use crate::clock::Timestamp;
-use crate::money::Amount;
-use crate::order::{NewOrder, PaymentState, SettledBy};
-use crate::settlement::{Claim, ClaimProof, LatePolicy, Policy};
+use crate::domain::clock::Timestamp;
+use crate::domain::money::Amount;
+use crate::domain::order::{NewOrder, PaymentState, SettledBy};
+use crate::domain::settlement::{Claim, ClaimProof, LatePolicy, Policy};
 
 /// 36.00 yuan for 70 credits, for half an hour from `created_at`.
 pub(crate) fn order(order_no: &str, telegram_id: i64, created_at: Timestamp) -> NewOrder {

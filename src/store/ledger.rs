@@ -8,7 +8,7 @@ use rusqlite::{Connection, params};
 
 use super::StoreError;
 use super::insert::Insert;
-use crate::clock::Timestamp;
+use crate::domain::clock::Timestamp;
 
 /// A change of a user's balance.
 pub(super) struct Entry<'a> {

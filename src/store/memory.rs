@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use super::{Store, StoreError};
-use crate::money::Amount;
+use crate::domain::money::Amount;
 
 /// Receipts that a person should hear of, by kind.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -44,13 +44,13 @@ use rust_i18n::t;
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 
-use crate::clock::Timestamp;
 use crate::config::DatabaseUrl;
+use crate::domain::clock::Timestamp;
+use crate::domain::language::Language;
+use crate::domain::money::Amount;
+use crate::domain::order::{NewOrder, Order, OrderStatus, PayPage, SettledBy, User};
+use crate::domain::settlement::{Claim, Outcome, Policy};
 use crate::files;
-use crate::language::Language;
-use crate::money::Amount;
-use crate::order::{NewOrder, Order, OrderStatus, PayPage, SettledBy, User};
-use crate::settlement::{Claim, Outcome, Policy};
 pub(crate) use accounts::{Booked, Idempotency, Spend};
 pub(crate) use audit::{Audit, Finding as AuditFinding};
 pub(crate) use backup::BackupError;

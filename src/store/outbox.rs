@@ -10,10 +10,10 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
 use super::insert::Insert;
 use super::{Store, StoreError, read};
-use crate::clock::Timestamp;
-use crate::language::Language;
-use crate::named::named_enum;
-use crate::order::Order;
+use crate::domain::clock::Timestamp;
+use crate::domain::language::Language;
+use crate::domain::named::named_enum;
+use crate::domain::order::Order;
 
 named_enum! {
     /// Whom a row of the outbox is for.

@@ -3,9 +3,11 @@
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, named_params, types::Type};
 
 use super::{LedgerEntry, OrderFilter};
-use crate::clock::Timestamp;
-use crate::money::Amount;
-use crate::order::{Hold, NewOrder, Order, OrderNo, OrderStatus, PayKind, PayPage, ReviewReason, SettledBy, User};
+use crate::domain::clock::Timestamp;
+use crate::domain::money::Amount;
+use crate::domain::order::{
+    Hold, NewOrder, Order, OrderNo, OrderStatus, PayKind, PayPage, ReviewReason, SettledBy, User,
+};
 
 pub(super) const ORDER_COLUMNS: &str = "id, order_no, merchant, telegram_id, package, name, type, amount_fen, credits, param, \
                              created_at_ms, expires_at_ms, status, trade_no, settled_by, paid_at_ms, pay_kind, pay_url, \

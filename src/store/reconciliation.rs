@@ -3,9 +3,9 @@
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use super::{Store, StoreError, read};
-use crate::clock::Timestamp;
-use crate::named::named_enum;
-use crate::order::{Hold, Order, OrderStatus};
+use crate::domain::clock::Timestamp;
+use crate::domain::named::named_enum;
+use crate::domain::order::{Hold, Order, OrderStatus};
 
 /// How long after an unconfirmed notification its order is asked about at the earliest: whoever sends it again and again must not
 /// make us ask again and again.

@@ -11,10 +11,10 @@ use super::ledger::{self, Entry};
 use super::outbox::{self, News, Tidings};
 use super::settle::{self, SettleByHand};
 use super::{Store, StoreError, read};
-use crate::clock::Timestamp;
-use crate::named::named_enum;
-use crate::order::{Order, OrderStatus};
-use crate::settlement::Outcome;
+use crate::domain::clock::Timestamp;
+use crate::domain::named::named_enum;
+use crate::domain::order::{Order, OrderStatus};
+use crate::domain::settlement::Outcome;
 
 named_enum! {
     /// How far a refund has come.

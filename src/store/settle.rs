@@ -13,10 +13,10 @@ use super::insert::Insert;
 use super::ledger::{self, Entry};
 use super::outbox::{self, News, Tidings};
 use super::{Credited, Settle, Settlement, StoreError, read, reconciliation};
-use crate::clock::Timestamp;
-use crate::money::Amount;
-use crate::order::{Hold, NewOrder, OrderStatus, SettledBy};
-use crate::settlement::{Alert, Effect, Outcome, Payable, decide};
+use crate::domain::clock::Timestamp;
+use crate::domain::money::Amount;
+use crate::domain::order::{Hold, NewOrder, OrderStatus, SettledBy};
+use crate::domain::settlement::{Alert, Effect, Outcome, Payable, decide};
 
 /// A claim in the queue.
 #[derive(Debug)]

@@ -5,9 +5,9 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params};
 use super::outbox::{self, Channel, Delivery, DeliveryFilter};
 use super::refunds::{self, Refund};
 use super::{LedgerEntry, Store, StoreError, read};
-use crate::clock::Timestamp;
-use crate::order::Order;
-use crate::settlement::Alert;
+use crate::domain::clock::Timestamp;
+use crate::domain::order::Order;
+use crate::domain::settlement::Alert;
 
 /// How many rows of a kind are told, the newest: an order that is called back for ever must not fill the memory.
 const ROWS_MAX: u32 = 1000;

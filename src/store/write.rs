@@ -3,8 +3,8 @@
 use rusqlite::{Connection, named_params, params};
 
 use super::{Created, Creation, Rejection, StoreError, accounts, reconciliation};
-use crate::clock::Timestamp;
-use crate::order::{Order, PayPage};
+use crate::domain::clock::Timestamp;
+use crate::domain::order::{Order, PayPage};
 
 /// How many rejections are kept.
 pub(super) const REJECTIONS_KEPT: usize = 10_000;

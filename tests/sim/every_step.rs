@@ -5,10 +5,10 @@ use super::random::Random;
 use super::run::{Broken, Run, Trouble};
 use super::world::{Rest, Settings};
 use super::{callbacks, runtime};
-use crate::clock::Timestamp;
-use crate::money::Amount;
-use crate::order::{Hold, NewOrder, PaymentState, SettledBy};
-use crate::settlement::{Claim, ClaimProof, LatePolicy, Policy};
+use crate::domain::clock::Timestamp;
+use crate::domain::money::Amount;
+use crate::domain::order::{Hold, NewOrder, PaymentState, SettledBy};
+use crate::domain::settlement::{Claim, ClaimProof, LatePolicy, Policy};
 use crate::store::{Attempt, Channel, PaymentOfDecision, Receipt, RefundState, Settle};
 
 const CREATED: i64 = 1_767_323_045_000;

@@ -22,7 +22,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::settlement::Outcome;
+use crate::domain::settlement::Outcome;
 use run::Tally;
 use workload::run_seed;
 

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use super::books::{Books, KeyLine, LedgerLine, MessageLine, OrderLine, ReceiptLine, RefundLine};
 use super::ops::{Key, Meaning, Message, Op, Payload, REJECTIONS, Told};
 use super::world::can_be_asked;
-use crate::clock::Timestamp;
-use crate::money::Amount;
-use crate::order::{NewOrder, PaymentState};
-use crate::settlement::{ClaimProof, LatePolicy, Policy};
+use crate::domain::clock::Timestamp;
+use crate::domain::money::Amount;
+use crate::domain::order::{NewOrder, PaymentState};
+use crate::domain::settlement::{ClaimProof, LatePolicy, Policy};
 use crate::store::{Attempt, PaymentOfDecision, RefundState};
 
 /// How long a message that is claimed stays away.

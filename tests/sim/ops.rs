@@ -3,8 +3,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::clock::Timestamp;
-use crate::order::{Hold, NewOrder, PaymentState};
+use crate::domain::clock::Timestamp;
+use crate::domain::order::{Hold, NewOrder, PaymentState};
 use crate::store::{Attempt, Channel, PaymentOfDecision, RefundState, Settle};
 
 /// How much of a payload is shown.

@@ -13,10 +13,10 @@ use super::model::{FAILED, listed};
 use super::ops::{Key, Op};
 use super::random::Random;
 use crate::config::{Config, Current, DatabaseUrl};
+use crate::domain::settlement::{LatePolicy, Outcome};
 use crate::gateways::Gateways;
 use crate::outgoing::Client;
 use crate::server::Notify;
-use crate::settlement::{LatePolicy, Outcome};
 use crate::store::faults::Bug;
 use crate::store::{
     Answered, Booked, ByHand, Cause, Creation, DeliveryFilter, Grant, Idempotency, Receipt, Refund, RefundState, Spend,
@@ -399,7 +399,7 @@ fn booked(booked: Booked) -> String {
     format!("{}, {}", if booked.repeated { "repeated" } else { "booked" }, booked.credits_after)
 }
 
-fn by_hand(order_no: String, at: crate::clock::Timestamp) -> ByHand {
+fn by_hand(order_no: String, at: crate::domain::clock::Timestamp) -> ByHand {
     ByHand { order_no, reason: REASON.into(), at }
 }
 

@@ -13,9 +13,9 @@ use crate::checkout::{Cashier, Checkout, CheckoutError, DEFAULT_PAYMENT_TYPE, Go
 use crate::cli::failure::{Exit, eprint, usage};
 use crate::cli::{output, parse_language};
 use crate::config::{CREDITS_MAX, Config, Current, faults_of_gateway_text};
+use crate::domain::language::Language;
+use crate::domain::money::Amount;
 use crate::gateways::Gateways;
-use crate::language::Language;
-use crate::money::Amount;
 use crate::outgoing::Client;
 use crate::store::Store;
 
@@ -61,7 +61,7 @@ pub(super) async fn run(arguments: Create, config: &Config) -> anyhow::Result<Ex
     let json = arguments.json;
     let wish = arguments.wish()?;
     // Before anything is created: a wish that cannot be granted must not make a database.
-    crate::checkout::creation(wish.clone(), config, crate::clock::Timestamp::now()).map_err(impossible)?;
+    crate::checkout::creation(wish.clone(), config, crate::domain::clock::Timestamp::now()).map_err(impossible)?;
     let store = Store::open(&config.database.url).await?;
     let config = Current::new(config.clone());
     let gateways = Arc::new(Gateways::new(&config, &store, &Client::new()));

@@ -8,10 +8,10 @@ use rust_i18n::t;
 
 use super::failure::{Exit, eprint};
 use super::output;
-use crate::clock::Timestamp;
 use crate::config::Config;
-use crate::money::Amount;
-use crate::order::{Order, OrderNo, OrderStatus};
+use crate::domain::clock::Timestamp;
+use crate::domain::money::Amount;
+use crate::domain::order::{Order, OrderNo, OrderStatus};
 use crate::store::{OrderFilter, Refund, Store};
 
 #[derive(clap::Subcommand)]

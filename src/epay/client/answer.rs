@@ -6,12 +6,12 @@ use super::super::text::echo;
 use super::error::GatewayError;
 use super::fields::Fields;
 use super::protocol::Protocol;
-use crate::clock::Timestamp;
+use crate::domain::clock::Timestamp;
+use crate::domain::money::Amount;
+use crate::domain::order::{OrderNo, PaymentState};
+use crate::domain::settlement::{Claim, ClaimProof};
 #[cfg(test)]
 use crate::epay::Credentials;
-use crate::money::Amount;
-use crate::order::{OrderNo, PaymentState};
-use crate::settlement::{Claim, ClaimProof};
 
 /// The code with which V1 gateways answer a question about an order.
 const V1_SUCCESS: &[i64] = &[1];

@@ -10,8 +10,8 @@ use super::super::form::{Form, is_blank, is_key};
 use super::super::notification::is_fresh;
 use super::super::rsa::PlatformKey;
 use super::super::text::has_bare_ampersand;
-use crate::clock::Timestamp;
-use crate::money::Amount;
+use crate::domain::clock::Timestamp;
+use crate::domain::money::Amount;
 
 /// How many fields a reply may have; gateways send about twenty.
 const FIELDS_MAX: usize = 256;

@@ -26,9 +26,9 @@ pub(crate) use replies::Replies;
 
 use super::form::encode;
 use super::notification::Credentials;
-use crate::clock::Timestamp;
-use crate::money::Amount;
-use crate::order::OrderNo;
+use crate::domain::clock::Timestamp;
+use crate::domain::money::Amount;
+use crate::domain::order::OrderNo;
 use crate::outgoing::{Client, OutgoingError, Reply};
 use fields::Fields;
 use protocol::{Protocol, Request};

@@ -7,9 +7,9 @@ use super::super::text::forbidden_char;
 use super::error::GatewayError;
 use super::fields::Fields;
 use super::protocol::{Protocol, Request};
-use crate::clock::Timestamp;
-use crate::money::Amount;
-use crate::order::OrderNo;
+use crate::domain::clock::Timestamp;
+use crate::domain::money::Amount;
+use crate::domain::order::OrderNo;
 
 /// How many bytes of a product name gateways keep.
 const NAME_BYTES_MAX: usize = 127;

@@ -11,9 +11,9 @@ use super::super::rsa::{PlatformKey, PrivateKey};
 use super::super::sign::sign_md5;
 use super::error::GatewayError;
 use super::fields::Fields;
-use crate::clock::Timestamp;
+use crate::domain::clock::Timestamp;
+use crate::domain::secret::{MASK, Secret};
 use crate::outgoing::excerpt;
-use crate::secret::{MASK, Secret};
 
 /// How much of a reply is kept; gateways' are about 500 bytes.
 const KEPT_BYTES_MAX: usize = 16 * 1024;

@@ -5,9 +5,9 @@ use bytes::Bytes;
 use super::error::GatewayError;
 use super::fields::Fields;
 use super::protocol::Protocol;
-use crate::clock::Timestamp;
-use crate::money::Amount;
-use crate::order::OrderNo;
+use crate::domain::clock::Timestamp;
+use crate::domain::money::Amount;
+use crate::domain::order::OrderNo;
 use crate::outgoing::Reply;
 
 /// The codes with which V1 gateways accept a refund: most say 0, some 1.

@@ -9,9 +9,9 @@ use super::fields::Fields;
 use super::page::PayPage;
 use super::protocol::Protocol;
 use super::refund::{RefundAsked, RefundReply, RefundState};
-use crate::clock::Timestamp;
-use crate::money::Amount;
-use crate::order::OrderNo;
+use crate::domain::clock::Timestamp;
+use crate::domain::money::Amount;
+use crate::domain::order::OrderNo;
 use crate::outgoing::Reply;
 
 /// One merchant's questions about one order, and whatever a gateway may answer.

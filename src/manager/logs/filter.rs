@@ -2,8 +2,8 @@
 
 use memchr::memmem::{self, Finder};
 
-use crate::clock::LogTime;
 use crate::config::LogLevel;
+use crate::domain::clock::LogTime;
 
 /// What a line has to be, to be shown: all of it.
 ///

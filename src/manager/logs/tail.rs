@@ -267,7 +267,7 @@ mod tests {
     fn little_of_a_huge_file_is_read() {
         let text: String = (0..60).map(|n| record(n, LogLevel::Info, &n.to_string())).collect();
         let log = Fake::new(5_000_000_000, &format!("\n{text}"));
-        let since = crate::clock::LogTime::at_start_of(record(40, LogLevel::Info, "").as_bytes());
+        let since = crate::domain::clock::LogTime::at_start_of(record(40, LogLevel::Info, "").as_bytes());
         for (wanted, filter) in
             [(Some(20), Filter::default()), (None, Filter::new(Some(LogLevel::Debug), since, &["x".into()]))]
         {

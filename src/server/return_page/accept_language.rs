@@ -2,7 +2,7 @@
 
 use hyper::header::HeaderValue;
 
-use crate::language::Language;
+use crate::domain::language::Language;
 
 /// How many languages of a header are looked at; people's lists are short.
 const CHOICES_MAX: usize = 32;

@@ -8,9 +8,9 @@ use hyper::header::HeaderValue;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use rust_i18n::t;
 
-use crate::clock::Timestamp;
-use crate::language::Language;
-use crate::order::{Order, OrderStatus};
+use crate::domain::clock::Timestamp;
+use crate::domain::language::Language;
+use crate::domain::order::{Order, OrderStatus};
 
 pub(super) const STYLE: &str = include_str!("page.css");
 pub(super) const SCRIPT: &str = include_str!("page.js");

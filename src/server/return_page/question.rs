@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::order::{Order, OrderNo};
+use crate::domain::order::{Order, OrderNo};
 
 /// Has an order's gateway asked whether it is paid. It returns at once: what comes of the question is found in the store.
 pub(crate) type Ask = Arc<dyn Fn(Order) + Send + Sync>;

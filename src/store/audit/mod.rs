@@ -14,7 +14,7 @@ use rusqlite::{Connection, Row};
 
 use super::{Deviation, SchemaDifference, Store, StoreError, blocking, schema};
 use crate::config::DatabaseUrl;
-use crate::named::named_enum;
+use crate::domain::named::named_enum;
 use books::{Entry, Message, OrderRow, ReceiptRow, examine};
 
 /// How many findings of a check are named; all are counted.

@@ -3,8 +3,8 @@
 use rusqlite::Connection;
 
 use super::*;
-use crate::clock::Timestamp;
-use crate::settlement::Outcome;
+use crate::domain::clock::Timestamp;
+use crate::domain::settlement::Outcome;
 use crate::store::{ByHand, PaymentOfDecision, Settle, fixtures};
 
 const NOW: i64 = 1_700_000_000_000;

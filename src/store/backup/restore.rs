@@ -11,8 +11,8 @@ use super::{
     BESIDE, BackupError, Replica, Store, beside, blocking, io_at, is_damage, make_single, refuse_own_file,
     sync_directory,
 };
-use crate::clock::Timestamp;
 use crate::config::DatabaseUrl;
+use crate::domain::clock::Timestamp;
 use crate::files::{self, Audience};
 use crate::store::audit::Audit;
 use crate::store::{StoreError, reconciliation, schema};

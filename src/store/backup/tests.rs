@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::clock::Timestamp;
+use crate::domain::clock::Timestamp;
 use crate::store::fixtures;
 
 pub(super) const NOW: i64 = 1_700_000_000_000;

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use super::*;
-use crate::clock::Timestamp;
 use crate::config::DatabaseUrl;
+use crate::domain::clock::Timestamp;
 use crate::store::audit::{Audit, CheckName};
 use crate::store::{Store, StoreError, fixtures, schema};
 

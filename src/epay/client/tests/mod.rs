@@ -7,7 +7,7 @@ mod requests;
 use super::super::form::Form;
 use super::super::rsa::{PlatformKey, PrivateKey};
 use super::*;
-use crate::secret::Secret;
+use crate::domain::secret::Secret;
 
 const KEY: &str = "89unJUB8HZ54Hj7x4nUj56HN4nUzUJ8i";
 const PID: &str = "1001";

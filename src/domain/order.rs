@@ -5,9 +5,9 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-use crate::clock::Timestamp;
-use crate::money::Amount;
-use crate::named::named_enum;
+use crate::domain::clock::Timestamp;
+use crate::domain::money::Amount;
+use crate::domain::named::named_enum;
 
 /// Our number for an order, which gateways know as `out_trade_no`: 1 to 32 characters of `[A-Za-z0-9]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]

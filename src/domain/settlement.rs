@@ -1,9 +1,9 @@
 //! The decision: what a vouched-for payment does to an order.
 
-use crate::clock::Timestamp;
-use crate::money::Amount;
-use crate::named::named_enum;
-use crate::order::{Hold, OrderStatus, PaymentState, ReviewReason, SettledBy};
+use crate::domain::clock::Timestamp;
+use crate::domain::money::Amount;
+use crate::domain::named::named_enum;
+use crate::domain::order::{Hold, OrderStatus, PaymentState, ReviewReason, SettledBy};
 
 named_enum! {
     /// What became of a notification. The names are part of the public contract.

@@ -1,6 +1,6 @@
 //! The languages that there are texts in.
 
-use crate::named::named_enum;
+use crate::domain::named::named_enum;
 
 named_enum! {
     /// A language that there are texts in.

@@ -1,0 +1,9 @@
+//! What is true without any I/O: money, time, orders, and the decision that a payment meets. No protocol, no SQL, no HTTP.
+
+pub(crate) mod clock;
+pub(crate) mod language;
+pub(crate) mod money;
+pub(crate) mod named;
+pub(crate) mod order;
+pub(crate) mod secret;
+pub(crate) mod settlement;
