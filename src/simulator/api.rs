@@ -8,11 +8,11 @@ use hyper::{Method, StatusCode};
 use serde_json::{Map, Value};
 
 use super::book::{Book, Refund, Trade};
+use super::fault::other_amount;
 use super::refusal::Refusal;
 use super::reply::{self, Lies};
 use super::request::{self, require};
 use super::{Asked, Event, Fault, Merchant, Occasion, Reaction, Simulator, page};
-use crate::domain::money::Amount;
 use crate::epay::Form;
 
 /// Something that can be asked for.
@@ -259,10 +259,4 @@ fn find<'a>(book: &'a Book, pid: &str, form: &Form) -> Result<&'a Trade, Refusal
         require(form, "out_trade_no")?;
     }
     book.find(pid, form.get("trade_no"), form.get("out_trade_no")).ok_or(Refusal::UnknownOrder)
-}
-
-/// An amount that is not this one, and not far from it.
-pub(super) fn other_amount(money: Amount) -> Amount {
-    let fen = if money.fen() > 1 { money.fen() - 1 } else { money.fen() + 1 };
-    Amount::from_fen(fen).unwrap_or(money)
 }

@@ -2,14 +2,12 @@
 
 use std::collections::HashMap;
 
-use super::refusal::Refusal;
+use super::refusal::{ORDERS_MAX, Refusal};
 use super::request::Purchase;
 use crate::domain::clock::Timestamp;
 use crate::domain::money::Amount;
 use crate::domain::named::named_enum;
 
-/// How many orders are kept; there is no room for more.
-pub(super) const ORDERS_MAX: usize = 100_000;
 /// How often money of one order may go back.
 const REFUNDS_MAX: u32 = 100;
 

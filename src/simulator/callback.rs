@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use super::api::other_amount;
 use super::book::Trade;
-use super::fault::Fault;
+use super::fault::{Fault, other_amount};
 use super::merchant::Merchant;
 use crate::domain::clock::Timestamp;
 use crate::epay::{CallbackFields, SignedCallback};

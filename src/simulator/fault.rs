@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use crate::domain::money::Amount;
 use crate::domain::named::named_enum;
 
 named_enum! {
@@ -165,6 +166,12 @@ fn mixed(input: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
+}
+
+/// An amount that is not this one, and not far from it.
+pub(super) fn other_amount(money: Amount) -> Amount {
+    let fen = if money.fen() > 1 { money.fen() - 1 } else { money.fen() + 1 };
+    Amount::from_fen(fen).unwrap_or(money)
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use rust_i18n::t;
 
-use super::book::ORDERS_MAX;
+/// How many orders are kept. A request for one more is refused.
+pub(super) const ORDERS_MAX: usize = 100_000;
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

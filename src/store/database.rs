@@ -65,7 +65,7 @@ impl Database {
     pub(super) fn is_in_place(&self) -> Result<(), StoreError> {
         match self.place.look() {
             Standing::Same => Ok(()),
-            standing => Err(refusal(&self.place, &standing)),
+            standing => Err(standing.refusal(&self.place)),
         }
     }
 
@@ -96,7 +96,7 @@ impl Database {
         if let Some(trouble) = self.trouble.as_ref().filter(|trouble| trouble.tried_at.elapsed() < RETRY_PAUSE) {
             return Err(trouble.refusal.clone());
         }
-        let refusal = refusal(&self.place, standing);
+        let refusal = standing.refusal(&self.place);
         if self.trouble.is_none() {
             log::error!(target: TARGET, "{refusal}");
         }
@@ -181,19 +181,6 @@ impl Database {
         log::error!(target: TARGET, "{}", t!("log.place_rescued", rescued = rescued.display()));
         Ok(rescued)
     }
-}
-
-/// What is told to whoever wants to read or write while the files are not what they should be.
-pub(super) fn refusal(place: &Place, standing: &Standing) -> StoreError {
-    let path = place.path().display();
-    let text = match standing {
-        Standing::Same | Standing::NoDatabase | Standing::NoLog | Standing::NoIndex => {
-            t!("store.files_removed", path = path)
-        }
-        Standing::Other(other) => t!("store.files_replaced", path = other.display()),
-        Standing::Hidden(hidden, error) => t!("store.files_hidden", path = hidden.display(), cause = error),
-    };
-    StoreError::Failed(text.into())
 }
 
 /// Opens the database, which must be this very file.

@@ -16,6 +16,7 @@ pub(crate) mod faults;
 pub(crate) mod fixtures;
 mod insert;
 mod inspection;
+mod job;
 mod ledger;
 mod memory;
 mod outbox;
@@ -58,6 +59,7 @@ pub(crate) use bench::Bench;
 pub use catalog::{Deviation, SchemaDifference};
 use database::Database;
 pub(crate) use inspection::Inspection;
+use job::Job;
 pub(crate) use memory::Trouble;
 pub(crate) use outbox::{Attempt, Channel, Delivery, DeliveryFilter, DeliveryState, News};
 use queue::{PushError, Queue};
@@ -66,7 +68,6 @@ pub(crate) use reconciliation::{Answered, Cause, Question};
 pub(crate) use refunds::{ByHand, PaymentOfDecision, Refund, RefundState};
 use settle::Claimed;
 pub(crate) use story::{KeptAnswer, KeptReceipt, Story};
-use writer::Job;
 
 /// How many jobs wait for the writer before more are refused.
 const QUEUE_MAX: usize = 2048;

@@ -9,6 +9,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rust_i18n::t;
+
+use super::StoreError;
+
 /// Endings of the files that SQLite keeps beside a database.
 pub(super) const BESIDE: [&str; 3] = ["-wal", "-journal", "-shm"];
 
@@ -123,6 +127,21 @@ pub(super) fn with_ending(path: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(ending);
     name.into()
+}
+
+impl Standing {
+    /// The error of a read or write while the files are not what they should be.
+    pub(super) fn refusal(&self, place: &Place) -> StoreError {
+        let path = place.path().display();
+        let text = match self {
+            Self::Same | Self::NoDatabase | Self::NoLog | Self::NoIndex => {
+                t!("store.files_removed", path = path)
+            }
+            Self::Other(other) => t!("store.files_replaced", path = other.display()),
+            Self::Hidden(hidden, error) => t!("store.files_hidden", path = hidden.display(), cause = error),
+        };
+        StoreError::Failed(text.into())
+    }
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use super::job::Job;
 use super::write::REJECTIONS_KEPT;
-use super::writer::Job;
 use super::{Rejection, lock};
 
 /// How many jobs share a commit.

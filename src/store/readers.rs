@@ -7,7 +7,7 @@ use rusqlite::config::DbConfig;
 use tokio::sync::Semaphore;
 
 use super::place::{Place, Standing};
-use super::{StoreError, database, lock, schema};
+use super::{StoreError, lock, schema};
 
 /// How many connections read at the same time.
 const READERS_MAX: usize = 4;
@@ -33,7 +33,7 @@ impl Readers {
             None => match place.look() {
                 Standing::Same => schema::open_reader(place.path())?,
                 // It would read another file, or make one beside ours.
-                standing => return Err(database::refusal(&place, &standing)),
+                standing => return Err(standing.refusal(&place)),
             },
         };
         let result = query(&connection)?;
