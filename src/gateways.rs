@@ -13,9 +13,9 @@ use tokio::time::timeout_at;
 
 use crate::config::Current;
 use crate::domain::clock::Timestamp;
+use crate::domain::notices::{NoticeKind, Notices};
 use crate::domain::order::{Hold, Order};
 use crate::epay::client::{Answer, Gateway, GatewayError, Verdict};
-use crate::outbox::{NoticeKind, Notices};
 use crate::outgoing::Client;
 use crate::store::{Answered, Cause, Store};
 

@@ -40,7 +40,6 @@ mod service;
 mod sim;
 mod simulator;
 mod store;
-mod telegram;
 
 #[doc(hidden)]
 pub mod benching;

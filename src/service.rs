@@ -16,13 +16,14 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{Api, Bound, Listening};
 use crate::config::{self, Config, Current};
 use crate::domain::clock::{SetBack, Timestamp};
+use crate::domain::notices::Notices;
 use crate::gateways::Gateways;
-use crate::outbox::{self, Buyers, Events, Notices, tell_admin};
+use crate::outbox::telegram::Sender;
+use crate::outbox::{self, Buyers, Events, tell_admin};
 use crate::outgoing::Client;
 use crate::reconcile::Reconciler;
 use crate::server::{self, Drained, Phase, Site};
 use crate::store::Store;
-use crate::telegram::Sender;
 
 /// How often it is looked whether the clock was set back.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);

@@ -10,9 +10,9 @@ use crate::config::{DatabaseUrl, Merchant, Telegram};
 use crate::domain::clock::Timestamp;
 use crate::domain::order::OrderNo;
 use crate::epay::client::{Gateway, GatewayError};
+use crate::outbox::telegram::{SendError, Sender};
 use crate::outgoing::{Client, OutgoingError, Reply, excerpt};
 use crate::store::Store;
-use crate::telegram::{SendError, Sender};
 
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(8);

@@ -4,6 +4,7 @@ pub(crate) mod clock;
 pub(crate) mod language;
 pub(crate) mod money;
 pub(crate) mod named;
+pub(crate) mod notices;
 pub(crate) mod order;
 pub(crate) mod secret;
 pub(crate) mod settlement;

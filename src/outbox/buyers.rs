@@ -3,15 +3,12 @@
 use std::time::Duration;
 
 use super::backoff::Backoff;
-use super::notices::NoticeKind;
+use super::telegram::{BAD_TOKEN_PAUSE, Bot, SendError, Sender};
 use super::{Courier, Verdict};
 use crate::config::{Current, Texts};
 use crate::domain::language::Language;
+use crate::domain::notices::NoticeKind;
 use crate::store::{Channel, Delivery, News, StoreError};
-use crate::telegram::{Bot, SendError, Sender};
-
-/// How long nothing is sent when the token is not that of a bot.
-pub(super) const BAD_TOKEN_PAUSE: Duration = Duration::from_mins(1);
 
 /// Brings buyers what is due to them.
 pub(crate) struct Buyers {

@@ -10,10 +10,10 @@ use rust_i18n::t;
 use serde::Serialize;
 
 use super::backoff::Backoff;
-use super::notices::{NoticeKind, Notices};
 use super::{Courier, REQUEST_TIMEOUT, Verdict};
 use crate::config::Current;
 use crate::domain::clock::Timestamp;
+use crate::domain::notices::{NoticeKind, Notices};
 use crate::domain::order::{Order, OrderStatus, OrderView};
 use crate::outgoing::Client;
 use crate::store::{Channel, Delivery, News, Store, StoreError};

@@ -8,6 +8,7 @@ mod backoff;
 mod buyers;
 mod events;
 mod notices;
+pub(crate) mod telegram;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,11 +19,12 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::clock::Timestamp;
+use crate::domain::notices::Notices;
 use crate::store::{Attempt, Channel, Delivery, Store, StoreError};
 use backoff::Backoff;
 pub(crate) use buyers::Buyers;
 pub(crate) use events::{DISABLED as EVENTS_DISABLED, Events};
-pub(crate) use notices::{NoticeKind, Notices, tell_admin};
+pub(crate) use notices::tell_admin;
 
 /// How many deliveries of one channel are under way at the same time.
 const CONCURRENCY: usize = 8;

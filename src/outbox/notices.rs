@@ -1,7 +1,5 @@
 //! The operator hears of trouble by Telegram: many troubles are one message, and no more than one a minute.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rust_i18n::t;
@@ -9,13 +7,12 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
-use super::buyers::BAD_TOKEN_PAUSE;
+use super::telegram::{BAD_TOKEN_PAUSE, Bot, SendError, Sender};
 use crate::config::Current;
 use crate::domain::money::Amount;
-use crate::domain::named::named_enum;
+use crate::domain::notices::{Notice, NoticeKind, Notices};
 use crate::outgoing::excerpt;
 use crate::store::{Store, StoreError, Trouble};
-use crate::telegram::{Bot, SendError, Sender};
 
 /// Under this name the newest receipt is remembered that the operator has been told of.
 const CURSOR: &str = "admin_told_receipt";
@@ -31,63 +28,6 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_secs(2), longest: Durat
 const RECEIPTS_UNNOTED_MAX: i64 = 1000;
 /// How much is told of one notice.
 const DETAIL_CHARS_TOLD: usize = 200;
-
-named_enum! {
-    /// What the operator should hear of that no receipt tells.
-    NoticeKind {
-        /// A gateway does not accept our key.
-        GatewayRefused = "gateway_refused",
-        /// A buyer was not told.
-        MessageFailed = "message_failed",
-        /// The bot was not told.
-        EventFailed = "event_failed",
-        /// The bot wants no more events.
-        EventsDisabled = "events_disabled",
-    }
-}
-
-/// What other parts want the operator to hear of. A clone shares it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Notices(Arc<Mutex<HashMap<NoticeKind, Notice>>>);
-
-/// How often one thing happened, and what was said the last time.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Notice {
-    count: u32,
-    detail: String,
-}
-
-impl Notices {
-    /// The operator is to hear of this; of many of one kind, how many there were and the last detail.
-    pub(crate) fn tell(&self, kind: NoticeKind, detail: &str) {
-        let mut waiting = self.lock();
-        let notice = waiting.entry(kind).or_insert_with(|| Notice { count: 0, detail: String::new() });
-        notice.count = notice.count.saturating_add(1);
-        notice.detail = excerpt(detail, DETAIL_CHARS_TOLD);
-    }
-
-    fn waiting(&self) -> Vec<(NoticeKind, Notice)> {
-        let waiting = self.lock();
-        NoticeKind::ALL.iter().filter_map(|kind| Some((*kind, waiting.get(kind)?.clone()))).collect()
-    }
-
-    /// These have been told; what came since stays.
-    fn told(&self, told: &[(NoticeKind, Notice)]) {
-        let mut waiting = self.lock();
-        for (kind, told) in told {
-            if let Some(notice) = waiting.get_mut(kind) {
-                notice.count = notice.count.saturating_sub(told.count);
-                if notice.count == 0 {
-                    waiting.remove(kind);
-                }
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<NoticeKind, Notice>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Tells the operator of trouble, if there is one who wants to hear of it, until `stop`.
 pub(crate) async fn tell_admin(
@@ -233,6 +173,7 @@ impl Report {
             lines.push(line);
         }
         for (kind, Notice { count, detail }) in &self.notices {
+            let detail = excerpt(detail, DETAIL_CHARS_TOLD);
             lines.push(t!(format!("notice.{kind}"), count = count, detail = detail).into_owned());
         }
         lines.push(t!("notice.advice").into_owned());
@@ -243,23 +184,6 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_flood_of_notices_is_a_count_and_its_last_detail() {
-        let notices = Notices::default();
-        for n in 0..1000 {
-            notices.tell(NoticeKind::MessageFailed, &format!("order {n}"));
-        }
-        notices.tell(NoticeKind::GatewayRefused, &"x".repeat(5000));
-        let waiting = notices.waiting();
-        assert_eq!(waiting[0].1.detail.len(), DETAIL_CHARS_TOLD);
-        assert_eq!(waiting[1], (NoticeKind::MessageFailed, Notice { count: 1000, detail: "order 999".into() }));
-
-        notices.tell(NoticeKind::MessageFailed, "later");
-        notices.told(&waiting);
-        let left = (NoticeKind::MessageFailed, Notice { count: 1, detail: "later".into() });
-        assert_eq!(notices.waiting(), [left]);
-    }
 
     #[test]
     fn every_kind_of_trouble_has_a_text() {

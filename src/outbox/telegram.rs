@@ -20,6 +20,8 @@ const GAP: Duration = Duration::from_millis(40);
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(5);
 /// How long a 429 may ask for at most.
 const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
+/// How long nothing is sent when the token is not that of a bot.
+pub(super) const BAD_TOKEN_PAUSE: Duration = Duration::from_mins(1);
 /// How much of Telegram's own words is told.
 const DESCRIPTION_CHARS_TOLD: usize = 200;
 
