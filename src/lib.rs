@@ -3,11 +3,11 @@
 //! # The way of one payment
 //!
 //! ```text
-//! bytes -> server (limits, routing) -> epay (parse, verify: pure) -> store (one transaction: load, decide: pure, write)
+//! bytes -> server (limits, routing) -> channel::epay (parse, verify: pure) -> store (one transaction: load, decide: pure, write)
 //!       -> commit -> `success`
 //! ```
 //!
-//! [`server`] takes a gateway's request within its limits and hands the bytes to [`epay`], which refuses whatever has more
+//! [`server`] takes a gateway's request within its limits and hands the bytes to [`channel::epay`], which refuses whatever has more
 //! than one reading or was not signed by the merchant's gateway. What is left goes to [`store`], the only place that knows SQL:
 //! one transaction loads the order, asks [`domain::settlement`] what to do, and writes order, ledger entry, message and receipt together.
 //! Nothing is answered before that transaction is on disk.
@@ -18,38 +18,33 @@
 #![allow(rustdoc::private_intra_doc_links)]
 
 mod api;
-mod checkout;
+mod channel;
 mod config;
+mod dev;
 mod doctor;
 mod domain;
-mod epay;
-mod explain;
 mod files;
-mod gateways;
 mod logging;
 mod manager;
-mod manual;
+mod net;
 mod outbox;
-mod outgoing;
-mod reconcile;
-mod refund;
+mod payments;
 mod server;
 mod service;
 #[cfg(test)]
 #[path = "../tests/sim/mod.rs"]
 mod sim;
-mod simulator;
 mod store;
 
 #[doc(hidden)]
-pub mod benching;
-#[doc(hidden)]
 pub mod cli;
-#[cfg(any(test, fuzzing))]
-#[doc(hidden)]
-pub mod fuzzing;
 
 pub use config::{Config, ConfigError, Finding};
+#[doc(hidden)]
+pub use dev::benching;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub use dev::fuzzing;
 pub use domain::clock::Timestamp;
 pub use domain::money::{Amount, AmountError};
 pub use domain::order::{NewOrder, Order, OrderNo, OrderStatus, OrderView, SettledBy, User};

@@ -17,11 +17,11 @@ use crate::api::{Api, Bound, Listening};
 use crate::config::{self, Config, Current};
 use crate::domain::clock::{SetBack, Timestamp};
 use crate::domain::notices::Notices;
-use crate::gateways::Gateways;
+use crate::net::client::Client;
 use crate::outbox::telegram::Sender;
 use crate::outbox::{self, Buyers, Events, tell_admin};
-use crate::outgoing::Client;
-use crate::reconcile::Reconciler;
+use crate::payments::gateways::Gateways;
+use crate::payments::reconcile::Reconciler;
 use crate::server::{self, Drained, Phase, Site};
 use crate::store::Store;
 

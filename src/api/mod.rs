@@ -29,9 +29,9 @@ use serde::Serialize;
 use subtle::ConstantTimeEq;
 use tokio::time::timeout;
 
-use crate::checkout::Cashier;
 use crate::config::Current;
-use crate::gateways::Gateways;
+use crate::payments::checkout::Cashier;
+use crate::payments::gateways::Gateways;
 use crate::store::Store;
 pub(crate) use listener::{Bound, Listening};
 use problem::Problem;

@@ -11,12 +11,12 @@ use super::fields::{Fields, required};
 use super::problem::Problem;
 use super::request::Asked;
 use super::{Api, Response, json, qr, respond};
-use crate::checkout::{DEFAULT_PAYMENT_TYPE, Goods, Wish, is_payment_type};
 use crate::config::{CREDITS_MAX, faults_of_gateway_text};
 use crate::domain::clock::Timestamp;
 use crate::domain::language::Language;
 use crate::domain::money::Amount;
 use crate::domain::order::{Order, OrderNo, OrderStatus, OrderView, PayKind, ReviewReason, SettledBy};
+use crate::payments::checkout::{DEFAULT_PAYMENT_TYPE, Goods, Wish, is_payment_type};
 use crate::store::Idempotency;
 
 /// What a creation asks for, with its keys in alphabetical order and its defaults filled in.

@@ -9,7 +9,7 @@ use rust_i18n::t;
 use serde::Serialize;
 
 use super::{Response, respond};
-use crate::checkout::CheckoutError;
+use crate::payments::checkout::CheckoutError;
 use crate::store::StoreError;
 
 /// A request that was not granted.

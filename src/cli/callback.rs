@@ -15,9 +15,9 @@ use serde::Serialize;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::checkout::DEFAULT_PAYMENT_TYPE;
+use crate::channel::epay::{CallbackFields, SignedCallback, encode};
 use crate::domain::order::Order;
-use crate::epay::{CallbackFields, SignedCallback, encode};
+use crate::payments::checkout::DEFAULT_PAYMENT_TYPE;
 use crate::server::NOTIFY_PATH;
 
 /// How long one answer may take: gateways wait for 5 to 30 s.

@@ -14,17 +14,17 @@ use super::callback::{self, Callback, Connection};
 use super::config::random_key;
 use super::failure::Exit;
 use super::{output, parse_language, users};
-use crate::checkout::{Cashier, DEFAULT_PAYMENT_TYPE, Goods, Wish};
+use crate::channel::epay::SignedCallback;
 use crate::config::{Config, Current};
+use crate::dev::simulator::{Merchant, Settings, Simulator};
 use crate::domain::language::Language;
 use crate::domain::order::{Order, User};
 use crate::domain::secret::Secret;
-use crate::epay::SignedCallback;
-use crate::gateways::Gateways;
-use crate::outgoing::Client;
+use crate::net::client::Client;
+use crate::payments::checkout::{Cashier, DEFAULT_PAYMENT_TYPE, Goods, Wish};
+use crate::payments::gateways::Gateways;
 use crate::server::NOTIFY_PATH;
 use crate::service::Service;
-use crate::simulator::{Merchant, Settings, Simulator};
 use crate::store::Store;
 
 /// How long a step may take.

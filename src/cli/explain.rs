@@ -11,7 +11,7 @@ use super::output;
 use crate::config::Config;
 use crate::domain::clock::Timestamp;
 use crate::domain::order::OrderView;
-use crate::explain::{Event, EventKind, Explanation, VerdictCode};
+use crate::payments::explain::{Event, EventKind, Explanation, VerdictCode};
 use crate::store::{Store, Story};
 
 /// How much of a value is shown to a person; `--json` has all of it.

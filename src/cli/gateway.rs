@@ -16,12 +16,12 @@ use super::failure::{Exit, eprint, usage};
 use super::output;
 use super::start::parse_seconds;
 use super::trigger::SendMethod;
+use crate::channel::epay::PrivateKey;
 use crate::config::{ConfigError, Loaded};
-use crate::domain::secret::Secret;
-use crate::epay::PrivateKey;
-use crate::simulator::{
+use crate::dev::simulator::{
     ATTEMPTS_MAX, Event, Fault, FaultAsked, LeftOut, Merchant, PayAnswer, Probability, Settings, Simulator,
 };
+use crate::domain::secret::Secret;
 
 /// How many events may wait to be printed; where more do, some are not.
 const EVENTS_MAX: usize = 10_000;

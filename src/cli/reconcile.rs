@@ -11,9 +11,9 @@ use super::output;
 use crate::config::{Config, Current};
 use crate::domain::clock::Timestamp;
 use crate::domain::settlement::Outcome;
-use crate::gateways::Gateways;
-use crate::outgoing::Client;
-use crate::reconcile::{Finding, Reconciler};
+use crate::net::client::Client;
+use crate::payments::gateways::Gateways;
+use crate::payments::reconcile::{Finding, Reconciler};
 use crate::store::Store;
 
 #[derive(clap::Args)]

@@ -13,11 +13,11 @@ use super::{
     AddressList, Config, Database, DatabaseUrl, Environment, Finding, Log, LogLevel, Merchant, OrdersConfig, Package,
     PayPageSource, Proof, Protocol, SecretPlaces, ServiceConfig, Telegram, file,
 };
+use crate::channel::epay::{self, Credentials, PlatformKey, PrivateKey};
 use crate::domain::language::Language;
 use crate::domain::money::{Amount, AmountError};
 use crate::domain::secret::{MASK, Secret};
 use crate::domain::settlement::LatePolicy;
-use crate::epay::{self, Credentials, PlatformKey, PrivateKey};
 
 /// How many bytes of a product name gateways keep.
 const NAME_BYTES_MAX: usize = 127;

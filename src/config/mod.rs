@@ -20,12 +20,12 @@ use ipnet::IpNet;
 use rust_i18n::t;
 use serde::Serialize;
 
+use crate::channel::epay::{self, Credentials, Diagnosis};
 use crate::domain::language::Language;
 use crate::domain::money::Amount;
 use crate::domain::named::named_enum;
 use crate::domain::secret::Secret;
 use crate::domain::settlement::LatePolicy;
-use crate::epay::{self, Credentials, Diagnosis};
 
 /// The file that is read where none is named.
 pub(crate) const DEFAULT_FILE: &str = "webhookctl.toml";

@@ -18,7 +18,7 @@ use crate::domain::named::named_enum;
 use crate::manager::health::Health;
 use crate::manager::pid_file::Record;
 use crate::manager::status::{Status, status};
-use crate::outgoing::Client;
+use crate::net::client::Client;
 use crate::store::{Inspection, Store, StoreError};
 
 named_enum! {

@@ -6,12 +6,12 @@ use rust_i18n::t;
 use tokio::time::{Instant, sleep};
 
 use super::{Check, State, Subject};
+use crate::channel::epay::client::{Gateway, GatewayError};
 use crate::config::{DatabaseUrl, Merchant, Telegram};
 use crate::domain::clock::Timestamp;
 use crate::domain::order::OrderNo;
-use crate::epay::client::{Gateway, GatewayError};
+use crate::net::client::{Client, OutgoingError, Reply, excerpt};
 use crate::outbox::telegram::{SendError, Sender};
-use crate::outgoing::{Client, OutgoingError, Reply, excerpt};
 use crate::store::Store;
 
 /// How long an answer may take.
@@ -193,7 +193,7 @@ fn in_plain_words(error: &OutgoingError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outgoing::tests::{client_of_another_authority, start_tls_server};
+    use crate::net::client::tests::{client_of_another_authority, start_tls_server};
 
     #[test]
     fn the_clock_is_off_by_no_more_than_is_certain() {

@@ -15,7 +15,7 @@ use crate::config::Current;
 use crate::domain::clock::Timestamp;
 use crate::domain::notices::{NoticeKind, Notices};
 use crate::domain::order::{Order, OrderStatus, OrderView};
-use crate::outgoing::Client;
+use crate::net::client::Client;
 use crate::store::{Channel, Delivery, News, Store, StoreError};
 
 /// Under this name the URL is remembered that wants no more events.

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::clock::Timestamp;
-use crate::domain::notices::Notices;
+use crate::domain::notices::{NoticeKind, Notices};
 use crate::store::{Attempt, Channel, Delivery, Store, StoreError};
 use backoff::Backoff;
 pub(crate) use buyers::Buyers;

@@ -11,7 +11,7 @@ use super::telegram::{BAD_TOKEN_PAUSE, Bot, SendError, Sender};
 use crate::config::Current;
 use crate::domain::money::Amount;
 use crate::domain::notices::{Notice, NoticeKind, Notices};
-use crate::outgoing::excerpt;
+use crate::net::client::excerpt;
 use crate::store::{Store, StoreError, Trouble};
 
 /// Under this name the newest receipt is remembered that the operator has been told of.

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::config::Telegram;
 use crate::domain::secret::MASK;
-use crate::outgoing::{Client, OutgoingError, Reply, excerpt};
+use crate::net::client::{Client, OutgoingError, Reply, excerpt};
 
 /// How long one message may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -180,7 +180,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::outgoing::loopback::{Act, Loopback};
+    use crate::net::client::loopback::{Act, Loopback};
 
     const TOKEN: &str = "123456:AAsecret-token";
 

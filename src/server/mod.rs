@@ -35,8 +35,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::config::Current;
-use crate::gateways::Gateways;
-use crate::reconcile::Reconciler;
+use crate::payments::gateways::Gateways;
+use crate::payments::reconcile::Reconciler;
 use crate::store::{Cause, Store};
 use connections::{Connections, Place};
 use guard::GuardedIo;

@@ -6,11 +6,11 @@ use std::sync::OnceLock;
 use super::ops::{Meaning, Told};
 use super::random::Random;
 use super::world::{KEY_PREVIOUS, key_of};
+use crate::channel::epay::{CallbackFields, Field, Form, PrivateKey, SignedCallback, encode, sign_md5};
 use crate::domain::clock::Timestamp;
 use crate::domain::money::Amount;
 use crate::domain::order::PaymentState;
 use crate::domain::secret::Secret;
-use crate::epay::{CallbackFields, Field, Form, PrivateKey, SignedCallback, encode, sign_md5};
 
 /// The merchant whose gateway signs with RSA.
 const V2: &str = "1004";

@@ -10,14 +10,14 @@ use super::ops::{Key, Meaning, Message, Op, Payload, Told};
 use super::random::Random;
 use super::run::{Broken, Run, Step, Tally, Trouble, any_trouble};
 use super::world::{MERCHANTS, Settings, key_of};
+use crate::channel::epay::Credentials;
+use crate::channel::epay::client::Answer;
 use crate::domain::clock::Timestamp;
 use crate::domain::money::Amount;
 use crate::domain::order::{NewOrder, PaymentState, SettledBy};
 use crate::domain::secret::Secret;
 use crate::domain::settlement::{Claim, ClaimProof, Echo, LatePolicy, Policy};
-use crate::epay::Credentials;
-use crate::epay::client::Answer;
-use crate::gateways::{hold_of, name_of};
+use crate::payments::gateways::{hold_of, name_of};
 use crate::store::faults::Bug;
 use crate::store::{Attempt, Channel, PaymentOfDecision, Receipt, RefundState, Settle};
 
@@ -404,7 +404,7 @@ impl Workload {
         let read = body.map(|body| Answer::of_reply(&credentials, body.as_bytes(), self.now()));
         let verdict = match &read {
             Some(Ok(answer)) => name_of(&answer.verdict(&merchant, &order.terms.order_no)),
-            Some(Err(crate::epay::client::GatewayError::UnknownOrder)) => "unknown_order".into(),
+            Some(Err(crate::channel::epay::client::GatewayError::UnknownOrder)) => "unknown_order".into(),
             Some(Err(_)) | None => "no_answer".into(),
         };
         if verdict != expected {

@@ -14,8 +14,8 @@ use super::ops::{Key, Op};
 use super::random::Random;
 use crate::config::{Config, Current, DatabaseUrl};
 use crate::domain::settlement::{LatePolicy, Outcome};
-use crate::gateways::Gateways;
-use crate::outgoing::Client;
+use crate::net::client::Client;
+use crate::payments::gateways::Gateways;
 use crate::server::Notify;
 use crate::store::faults::Bug;
 use crate::store::{

@@ -9,14 +9,14 @@ use qrcode::render::unicode::Dense1x2;
 use rust_i18n::t;
 
 use super::{parse_amount, show};
-use crate::checkout::{Cashier, Checkout, CheckoutError, DEFAULT_PAYMENT_TYPE, Goods, Wish, is_payment_type};
 use crate::cli::failure::{Exit, eprint, usage};
 use crate::cli::{output, parse_language};
 use crate::config::{CREDITS_MAX, Config, Current, faults_of_gateway_text};
 use crate::domain::language::Language;
 use crate::domain::money::Amount;
-use crate::gateways::Gateways;
-use crate::outgoing::Client;
+use crate::net::client::Client;
+use crate::payments::checkout::{Cashier, Checkout, CheckoutError, DEFAULT_PAYMENT_TYPE, Goods, Wish, is_payment_type};
+use crate::payments::gateways::Gateways;
 use crate::store::Store;
 
 #[derive(clap::Args)]
@@ -61,7 +61,8 @@ pub(super) async fn run(arguments: Create, config: &Config) -> anyhow::Result<Ex
     let json = arguments.json;
     let wish = arguments.wish()?;
     // Before anything is created: a wish that cannot be granted must not make a database.
-    crate::checkout::creation(wish.clone(), config, crate::domain::clock::Timestamp::now()).map_err(impossible)?;
+    crate::payments::checkout::creation(wish.clone(), config, crate::domain::clock::Timestamp::now())
+        .map_err(impossible)?;
     let store = Store::open(&config.database.url).await?;
     let config = Current::new(config.clone());
     let gateways = Arc::new(Gateways::new(&config, &store, &Client::new()));

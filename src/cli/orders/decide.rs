@@ -4,17 +4,17 @@ use rust_i18n::t;
 use serde_json::json;
 
 use super::{open, show};
+use crate::channel::epay::client::GatewayError;
 use crate::cli::failure::{Exit, eprint};
 use crate::cli::output;
 use crate::cli::users::parse_reason;
 use crate::config::{Config, Current};
 use crate::domain::clock::Timestamp;
 use crate::domain::order::OrderNo;
-use crate::epay::client::GatewayError;
-use crate::gateways::Gateways;
-use crate::manual::{self, SettleOptions, SettledByHand};
-use crate::outgoing::Client;
-use crate::refund::{Manner, Refunded, refund};
+use crate::net::client::Client;
+use crate::payments::gateways::Gateways;
+use crate::payments::manual::{self, SettleOptions, SettledByHand};
+use crate::payments::refund::{Manner, Refunded, refund};
 use crate::store::ByHand;
 
 #[derive(clap::Args)]

@@ -20,11 +20,11 @@ use hyper::{HeaderMap, StatusCode};
 use tokio::time::timeout;
 
 use super::{Response, respond};
+use crate::channel::epay::Unverified;
 use crate::config::Current;
 use crate::domain::clock::Timestamp;
 use crate::domain::language::Language;
 use crate::domain::order::{Order, OrderStatus};
-use crate::epay::Unverified;
 use crate::store::Store;
 use page::Page;
 pub(super) use question::Ask;

@@ -6,12 +6,12 @@ use http_body_util::BodyExt;
 
 use super::page::{SCRIPT, STYLE, source};
 use super::*;
+use crate::channel::epay::{CallbackFields, PrivateKey, SignedCallback, encode};
 use crate::config::{Config, DatabaseUrl};
 use crate::domain::clock::Timestamp;
 use crate::domain::money::Amount;
 use crate::domain::order::NewOrder;
 use crate::domain::secret::Secret;
-use crate::epay::{CallbackFields, PrivateKey, SignedCallback, encode};
 
 const CONFIG: &str = r#"
 [[merchant]]

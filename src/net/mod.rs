@@ -1,0 +1,3 @@
+//! Needs that every connection has, whoever is at its other end.
+
+pub(crate) mod client;

@@ -1,0 +1,452 @@
+//! The gateways of the configured merchants: how each is reached, and how many questions it is asked.
+//!
+//! Whatever causes a question (the schedule, a notification, a returning buyer, a refund), it is asked here, and the answer kept.
+//! The schedule's questions wait for each other and for a gateway that is in trouble; a notification's do not, because somebody
+//! waits for the answer.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout_at;
+
+use crate::channel::epay::client::{Answer, Gateway, GatewayError, Verdict};
+use crate::config::Current;
+use crate::domain::clock::Timestamp;
+use crate::domain::notices::{NoticeKind, Notices};
+use crate::domain::order::{Hold, Order};
+use crate::net::client::Client;
+use crate::store::{Answered, Cause, Store};
+
+/// How many questions because of notifications one gateway is asked at the same time.
+const NOTIFY_CONCURRENCY: usize = 32;
+/// How long a gateway is left alone that says "too many requests" and not for how long.
+const RATE_LIMITED_PAUSE: Duration = Duration::from_secs(5);
+/// How long a gateway is left alone that does not answer: this after the first time, twice as long after each more.
+const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
+const TROUBLE_PAUSE_MAX: Duration = Duration::from_mins(5);
+
+/// Asks gateways, within their limits.
+pub(crate) struct Gateways {
+    config: Current,
+    store: Store,
+    client: Client,
+    limits: Mutex<HashMap<String, Arc<Limit>>>,
+    notices: Notices,
+}
+
+/// Why there is no verdict.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum AskError {
+    /// The merchant has no gateway that can be asked, or is not configured any more.
+    #[error("no_gateway")]
+    NoGateway,
+    /// Too many others are asking.
+    #[error("busy")]
+    Busy,
+    /// The gateway gave no answer to go by.
+    #[error("{0}")]
+    Gateway(#[from] GatewayError),
+    /// The answer could not be stored, and is therefore not acted on.
+    #[error("not_stored")]
+    NotStored,
+}
+
+impl Gateways {
+    pub(crate) fn new(config: &Current, store: &Store, client: &Client) -> Self {
+        Self {
+            config: config.clone(),
+            store: store.clone(),
+            client: client.clone(),
+            limits: Mutex::default(),
+            notices: Notices::default(),
+        }
+    }
+
+    /// Has the operator hear of gateways that refuse us.
+    pub(crate) fn telling(self, notices: &Notices) -> Self {
+        Self { notices: notices.clone(), ..self }
+    }
+
+    /// The gateway of a merchant, where one can be asked.
+    pub(crate) fn of(&self, pid: &str) -> Option<Gateway> {
+        let config = self.config.load();
+        let merchant = config.merchant(pid)?;
+        Gateway::new(self.client.clone(), merchant.gateway_url.as_deref()?, pid, &merchant.credentials)
+    }
+
+    /// Whether the merchant's gateway may be asked by the schedule now, and how many questions at the same time.
+    pub(crate) fn room_for(&self, pid: &str) -> usize {
+        let limit = self.limit(pid);
+        let (concurrency, per_minute) = self.rates();
+        if limit.is_paused() { 0 } else { limit.tokens(per_minute).min(concurrency) }
+    }
+
+    /// Asks about an order and keeps the answer. `patience` includes the wait for a place.
+    pub(crate) async fn ask(
+        &self,
+        order: &Order,
+        cause: Cause,
+        patience: Duration,
+    ) -> Result<(Verdict, Answer), AskError> {
+        self.ask_about(order, None, cause, patience).await
+    }
+
+    /// Asks about one payment of an order, by the gateway's number of it.
+    pub(crate) async fn ask_about_payment(
+        &self,
+        order: &Order,
+        trade_no: &str,
+        cause: Cause,
+        patience: Duration,
+    ) -> Result<(Verdict, Answer), AskError> {
+        self.ask_about(order, Some(trade_no), cause, patience).await
+    }
+
+    async fn ask_about(
+        &self,
+        order: &Order,
+        payment: Option<&str>,
+        cause: Cause,
+        patience: Duration,
+    ) -> Result<(Verdict, Answer), AskError> {
+        let terms = &order.terms;
+        let deadline = Instant::now() + patience;
+        let gateway = self.of(&terms.merchant).ok_or(AskError::NoGateway)?;
+        let limit = self.limit(&terms.merchant);
+        let _permit = limit.enter(cause, self.rates(), deadline).await.ok_or(AskError::Busy)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let asked_at = Timestamp::now();
+        let answer = gateway.query_within(&terms.order_no, payment, left).await;
+        limit.heard(answer.as_ref().err());
+        if let Err(error @ (GatewayError::Refused { .. } | GatewayError::Unverified)) = &answer {
+            // Most likely a wrong key, which only a person can set right.
+            let text = format!("{}: {error}", terms.merchant);
+            log::warn!("{text}");
+            self.notices.tell(NoticeKind::GatewayRefused, &text);
+        }
+        let answer = answer.map(|answer| {
+            let verdict = match answer.verdict(&terms.merchant, &terms.order_no) {
+                Verdict::Paid { trade_no, .. } | Verdict::Refunded { trade_no, .. }
+                    if payment.is_some_and(|asked| asked != trade_no) =>
+                {
+                    Verdict::Contradicts("trade_no")
+                }
+                verdict => verdict,
+            };
+            (verdict, answer)
+        });
+        self.keep(order, cause, asked_at, &answer).await?;
+        Ok(answer?)
+    }
+
+    async fn keep(
+        &self,
+        order: &Order,
+        cause: Cause,
+        at: Timestamp,
+        answer: &Result<(Verdict, Answer), GatewayError>,
+    ) -> Result<(), AskError> {
+        let (word, detail) = match answer {
+            Ok((verdict, answer)) => (name_of(verdict), String::from_utf8_lossy(&answer.body).into_owned()),
+            Err(GatewayError::UnknownOrder) => ("unknown_order".into(), String::new()),
+            Err(error) => ("no_answer".into(), error.to_string()),
+        };
+        let hold = answer.as_ref().ok().and_then(|(verdict, _)| hold_of(verdict));
+        let answered = Answered { order_no: order.terms.order_no.to_string(), at, cause, answer: word, detail, hold };
+        self.store.keep_answer(answered).await.map_err(|error| {
+            log::warn!("{error}");
+            AskError::NotStored
+        })
+    }
+
+    /// Concurrency and questions in a minute.
+    fn rates(&self) -> (usize, u32) {
+        let config = self.config.load();
+        (config.reconcile.concurrency as usize, config.reconcile.per_minute)
+    }
+
+    fn limit(&self, pid: &str) -> Arc<Limit> {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(limits.entry(pid.to_owned()).or_insert_with(|| Arc::new(Limit::new())))
+    }
+}
+
+/// Why callbacks alone no longer settle an order of which the gateway says this.
+pub(crate) fn hold_of(verdict: &Verdict) -> Option<Hold> {
+    match verdict {
+        Verdict::Frozen => Some(Hold::Frozen),
+        Verdict::PreAuthorised => Some(Hold::PreAuthorised),
+        Verdict::Refunded { .. } => Some(Hold::Refunded),
+        Verdict::Paid { .. } | Verdict::Unpaid | Verdict::Unknown(_) | Verdict::Contradicts(_) => None,
+    }
+}
+
+/// A verdict in a word, for what is kept and shown.
+pub(crate) fn name_of(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Paid { .. } => "paid".into(),
+        Verdict::Unpaid => "unpaid".into(),
+        Verdict::Refunded { .. } => "refunded".into(),
+        Verdict::Frozen => "frozen".into(),
+        Verdict::PreAuthorised => "pre_authorised".into(),
+        Verdict::Unknown(status) => format!("status_{status}"),
+        Verdict::Contradicts(field) => format!("contradicts_{field}"),
+    }
+}
+
+/// What one gateway bears.
+struct Limit {
+    notify: Semaphore,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Questions of the schedule that are under way.
+    scheduled: usize,
+    /// Thousandths of a question that may be asked now.
+    tokens: u64,
+    filled_at: Instant,
+    /// Questions in a row that got no answer.
+    failures: u32,
+    paused_until: Option<Instant>,
+}
+
+impl Limit {
+    fn new() -> Self {
+        let state =
+            State { scheduled: 0, tokens: u64::MAX, filled_at: Instant::now(), failures: 0, paused_until: None };
+        Self { notify: Semaphore::new(NOTIFY_CONCURRENCY), state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_paused(&self) -> bool {
+        self.state().paused_until.is_some_and(|until| until > Instant::now())
+    }
+
+    /// How many questions may be asked right now.
+    fn tokens(&self, per_minute: u32) -> usize {
+        let mut state = self.state();
+        state.fill(per_minute);
+        usize::try_from(state.tokens / 1000).unwrap_or(usize::MAX)
+    }
+
+    /// Waits for a place, till the deadline.
+    async fn enter(&self, cause: Cause, rates: (usize, u32), deadline: Instant) -> Option<Place<'_>> {
+        if matches!(cause, Cause::Notify | Cause::Refund | Cause::Manual) {
+            let permit = timeout_at(deadline.into(), self.notify.acquire()).await.ok()?.ok()?;
+            return Some(Place::Notify(permit));
+        }
+        loop {
+            let wait = {
+                let mut state = self.state();
+                match state.paused_until {
+                    Some(until) if until > Instant::now() => return None,
+                    _ => {}
+                }
+                state.fill(rates.1);
+                if state.scheduled < rates.0 && state.tokens >= 1000 {
+                    state.scheduled += 1;
+                    state.tokens -= 1000;
+                    return Some(Place::Scheduled(self));
+                }
+                // The time that one question's worth of tokens takes, or a place to become free.
+                Duration::from_millis(u64::from(60_000 / rates.1.max(1)).clamp(10, 1000))
+            };
+            if Instant::now() + wait >= deadline {
+                return None;
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Learns from how the last question ended.
+    fn heard(&self, error: Option<&GatewayError>) {
+        let mut state = self.state();
+        let pause = match error {
+            Some(GatewayError::RateLimited(wait)) => Some(wait.unwrap_or(RATE_LIMITED_PAUSE)),
+            Some(GatewayError::Unreachable(_) | GatewayError::Failed { .. } | GatewayError::NotJson { .. }) => {
+                state.failures = state.failures.saturating_add(1);
+                Some(TROUBLE_PAUSE * 2_u32.pow(state.failures.min(10) - 1))
+            }
+            _ => None,
+        };
+        if pause.is_none() {
+            state.failures = 0;
+        }
+        state.paused_until = pause.map(|pause| Instant::now() + pause.min(TROUBLE_PAUSE_MAX));
+    }
+}
+
+impl State {
+    /// Adds what has come since the last time, up to ten seconds' worth.
+    fn fill(&mut self, per_minute: u32) {
+        let now = Instant::now();
+        let passed = u64::try_from(now.duration_since(self.filled_at).as_millis()).unwrap_or(u64::MAX);
+        let most = (u64::from(per_minute) * 1000 / 6).max(1000);
+        let more = passed.saturating_mul(u64::from(per_minute)) / 60;
+        // What is too little to count yet is left to the next time.
+        if more > 0 || self.tokens > most {
+            self.tokens = self.tokens.saturating_add(more).min(most);
+            self.filled_at = now;
+        }
+    }
+}
+
+/// The right to ask one question.
+enum Place<'a> {
+    Notify(#[allow(dead_code, reason = "held, not read")] SemaphorePermit<'a>),
+    Scheduled(&'a Limit),
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Self::Scheduled(limit) = self {
+            limit.state().scheduled -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, DatabaseUrl};
+    use crate::domain::money::Amount;
+    use crate::net::client::OutgoingError;
+    use crate::net::client::loopback::{Act, Loopback};
+    use crate::store::fixtures;
+
+    /// A merchant with one unpaid order, `ORDER1`, at a gateway that answers so.
+    struct Shop {
+        _directory: tempfile::TempDir,
+        server: Loopback,
+        store: Store,
+        gateways: Gateways,
+    }
+
+    impl Shop {
+        async fn open(answers: &[&str]) -> Self {
+            let acts = answers.iter().map(|answer| Act::reply("200 OK", answer)).collect();
+            let (directory, server) = (tempfile::tempdir().unwrap(), Loopback::start(acts).await);
+            let text = format!("[[merchant]]\npid = \"1002\"\nkey = \"k\"\ngateway_url = \"{}\"\n", server.url(""));
+            let config = Current::new(Config::from_toml(&text, directory.path()).unwrap());
+            let store = Store::open(&DatabaseUrl::Sqlite(directory.path().join("x.db"))).await.unwrap();
+            store.create_order(fixtures::order("ORDER1", 1001, Timestamp::now())).await.unwrap();
+            let gateways = Gateways::new(&config, &store, &Client::new());
+            Self { _directory: directory, server, store, gateways }
+        }
+
+        async fn order(&self) -> Order {
+            self.store.order("ORDER1").await.unwrap().unwrap()
+        }
+
+        async fn ask(&self) -> Result<Verdict, AskError> {
+            let order = self.order().await;
+            self.gateways.ask(&order, Cause::Reconcile, Duration::from_secs(20)).await.map(|(verdict, _)| verdict)
+        }
+    }
+
+    fn answer(status: u8, trade_no: &str) -> String {
+        format!(
+            r#"{{"code":1,"pid":"1002","out_trade_no":"ORDER1","trade_no":"{trade_no}","money":"36.00","status":{status}}}"#
+        )
+    }
+
+    #[tokio::test]
+    async fn what_the_gateway_says_of_the_money_stays_with_the_order() {
+        for (status, hold) in [
+            (0, None),
+            (1, None),
+            (2, Some(Hold::Refunded)),
+            (3, Some(Hold::Frozen)),
+            (4, Some(Hold::PreAuthorised)),
+            (7, None),
+        ] {
+            let shop = Shop::open(&[&answer(status, "T1")]).await;
+            shop.ask().await.unwrap();
+            assert_eq!(shop.order().await.hold, hold, "{status}");
+        }
+        // An answer that is about another order, or that contradicts itself, is no state of this one.
+        let shop = Shop::open(&[&answer(3, "T1").replace("ORDER1", "ORDER2")]).await;
+        assert_eq!(shop.ask().await, Ok(Verdict::Contradicts("out_trade_no")));
+        assert_eq!(shop.order().await.hold, None);
+    }
+
+    /// What is acted on without being stored could be undone by the next callback.
+    #[tokio::test]
+    async fn an_answer_that_cannot_be_stored_is_none() {
+        let shop = Shop::open(&[&answer(1, "T1")]).await;
+        let order = shop.order().await;
+        shop.store.close().await.unwrap();
+        let asked = shop.gateways.ask(&order, Cause::Notify, Duration::from_secs(20)).await;
+        assert_eq!(asked.map(|(verdict, _)| verdict), Err(AskError::NotStored));
+        assert_eq!(shop.server.requests().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_answer_about_another_payment_than_the_one_asked_about_is_not_believed() {
+        let amount = Amount::from_fen(3600).unwrap();
+        for (status, said, expected) in [
+            (1, "T2", Verdict::Paid { trade_no: "T2".into(), amount }),
+            (2, "T2", Verdict::Refunded { trade_no: "T2".into(), amount }),
+            (1, "T1", Verdict::Contradicts("trade_no")),
+            (2, "T1", Verdict::Contradicts("trade_no")),
+            (0, "T1", Verdict::Unpaid),
+        ] {
+            let shop = Shop::open(&[&answer(status, said)]).await;
+            let order = shop.order().await;
+            let asked = shop.gateways.ask_about_payment(&order, "T2", Cause::Notify, Duration::from_secs(20)).await;
+            assert_eq!(asked.map(|(verdict, _)| verdict), Ok(expected));
+            let request = &shop.server.requests()[0];
+            assert!(request.contains("&trade_no=T2") && !request.contains("out_trade_no"), "{request}");
+        }
+    }
+
+    /// Later than any of these tests ends: each of them gets a place at once.
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_mins(1)
+    }
+
+    #[tokio::test]
+    async fn scheduled_questions_wait_for_a_place_and_notifications_do_not() {
+        let limit = Limit::new();
+        let first = limit.enter(Cause::Reconcile, (1, 600), soon()).await;
+        assert!(first.is_some());
+        assert!(limit.enter(Cause::Reconcile, (1, 600), Instant::now()).await.is_none());
+        assert!(limit.enter(Cause::Notify, (1, 600), soon()).await.is_some());
+        drop(first);
+        assert!(limit.enter(Cause::Return, (1, 600), soon()).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn no_more_are_asked_than_the_rate_allows() {
+        let limit = Limit::new();
+        let began = Instant::now();
+        let mut asked = 0;
+        while limit.enter(Cause::Reconcile, (100, 60), Instant::now()).await.is_some() {
+            asked += 1;
+        }
+        let more = began.elapsed().as_secs() + 1;
+        assert!((10..=10 + more).contains(&asked), "ten seconds' worth, and then one a second: {asked}");
+    }
+
+    #[tokio::test]
+    async fn a_gateway_in_trouble_is_left_alone_until_it_answers() {
+        let limit = Limit::new();
+        let down = GatewayError::Unreachable(OutgoingError::TimedOut);
+        // The pause grows with each failure, to more than a slow machine takes for this.
+        (0..10).for_each(|_| limit.heard(Some(&down)));
+        assert!(limit.is_paused());
+        assert!(limit.enter(Cause::Reconcile, (1, 600), soon()).await.is_none());
+        assert!(limit.enter(Cause::Notify, (1, 600), soon()).await.is_some());
+        limit.heard(None);
+        assert!(!limit.is_paused());
+        // What a gateway says about one order is no trouble of the gateway's.
+        limit.heard(Some(&GatewayError::UnknownOrder));
+        assert!(!limit.is_paused());
+    }
+}

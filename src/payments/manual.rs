@@ -1,0 +1,77 @@
+//! A person settles an order: its gateway is asked first, because the money may never have come, or may have gone back.
+
+use std::time::Duration;
+
+use rust_i18n::t;
+
+use crate::channel::epay::client::{GatewayError, Verdict};
+use crate::domain::order::{Order, OrderStatus};
+use crate::payments::gateways::{AskError, Gateways, name_of};
+use crate::store::{ByHand, Cause, PaymentOfDecision, Store, StoreError};
+
+/// How long the question may take.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How an order is to be settled.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SettleOptions {
+    /// The gateway's number of the payment, as the person typed it.
+    pub trade_no: Option<String>,
+    /// The money came by another way than the gateway, which is not asked.
+    pub paid_outside: bool,
+    /// Settle although the gateway says that the order is not paid.
+    pub force: bool,
+}
+
+/// An order that a person has settled.
+#[derive(Debug)]
+pub(crate) struct SettledByHand {
+    /// The order after it.
+    pub order: Order,
+    /// Why the gateway could not be asked, where it could not.
+    pub remark: Option<String>,
+}
+
+/// Why the order is not settled.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum SettleError {
+    /// The store refuses or fails.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The gateway says that there is no money, in this word.
+    #[error("{}", t!("manual.gateway_says_no", order = order_no, answer = answer))]
+    GatewaySaysNo {
+        /// The order.
+        order_no: String,
+        /// What the gateway said.
+        answer: String,
+    },
+}
+
+/// Settles an order by a person's decision, unless its gateway says that there is no money.
+pub(crate) async fn settle(
+    gateways: &Gateways,
+    store: &Store,
+    decision: ByHand,
+    options: SettleOptions,
+) -> Result<SettledByHand, SettleError> {
+    let order_no = decision.order_no.clone();
+    let order = store.order(&order_no).await?.ok_or_else(|| StoreError::NoSuchOrder(order_no.clone()))?;
+    let SettleOptions { trade_no: typed, paid_outside, force } = options;
+    let (mut proved, mut remark) = (None, None);
+    let is_open = matches!(order.stored_status, OrderStatus::Pending | OrderStatus::Review);
+    if is_open && !paid_outside {
+        let refuse = |answer: String| Err(SettleError::GatewaySaysNo { order_no: order_no.clone(), answer });
+        match gateways.ask(&order, Cause::Manual, QUESTION_TIMEOUT).await {
+            Ok((Verdict::Paid { trade_no, .. }, _)) => proved = Some(trade_no),
+            Ok((Verdict::Contradicts(field), _)) => remark = Some(GatewayError::Contradicts(field).to_string()),
+            Ok((Verdict::Unknown(status), _)) => remark = Some(format!("status {status}")),
+            Ok((verdict, _)) if !force => return refuse(name_of(&verdict)),
+            Err(AskError::Gateway(GatewayError::UnknownOrder)) if !force => return refuse("unknown_order".into()),
+            Ok(_) | Err(AskError::NoGateway | AskError::Gateway(GatewayError::UnknownOrder)) => {}
+            Err(error) => remark = Some(error.to_string()),
+        }
+    }
+    let order = store.settle_by_hand(decision, PaymentOfDecision { proved, typed, paid_outside }).await?;
+    Ok(SettledByHand { order, remark })
+}
