@@ -25,10 +25,10 @@ mod doctor;
 mod domain;
 mod files;
 mod logging;
-mod manager;
 mod net;
 mod outbox;
 mod payments;
+mod process;
 mod server;
 mod service;
 #[cfg(test)]

@@ -12,7 +12,7 @@ const LINES_MAX: usize = 800;
 /// The modules from the bottom up: each may name those before it, and nothing after it.
 const ORDER: &[&str] = &[
     "domain", "files", "net", "channel", "config", "logging", "store", "payments", "outbox", "server", "api",
-    "service", "manager", "dev", "doctor", "cli",
+    "service", "process", "dev", "doctor", "cli",
 ];
 
 fn root() -> PathBuf {
@@ -214,9 +214,9 @@ fn what_only_one_module_may_name() {
         ("reqwest", &["net"]),
         ("rustls", &["net"]),
         ("fern", &["logging"]),
-        ("daemonize", &["manager"]),
+        ("daemonize", &["process"]),
         ("set_locale", &["domain"]),
-        ("process::exit", &["cli", "manager"]),
+        ("process::exit(", &["cli", "process"]),
         ("println!", &[]),
     ] {
         for (file, text) in files("src", ".rs") {

@@ -3,9 +3,9 @@
 use rust_i18n::t;
 use serde::Serialize;
 
-use super::failure::{Exit, eprint};
 use super::output;
 use crate::config::Config;
+use crate::process::exit::{Exit, eprint};
 use crate::store::{Audit, AuditFinding, Store};
 
 #[derive(clap::Args)]

@@ -13,11 +13,11 @@ use rust_i18n::t;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::failure::{Exit, eprint};
 use super::{audit, output};
 use crate::config::{Config, DatabaseUrl};
 use crate::domain::clock::Timestamp;
-use crate::manager::pid_file::{LockError, PidFile};
+use crate::process::exit::{Exit, eprint};
+use crate::process::pid_file::{LockError, PidFile};
 use crate::store::{Audit, BackupError, Store};
 
 #[derive(clap::Subcommand)]

@@ -9,11 +9,11 @@ use anyhow::anyhow;
 use rust_i18n::t;
 use serde_json::json;
 
-use super::failure::{Exit, eprint};
 use super::{output, parse_language};
 use crate::config::{ConfigError, DEFAULT_FILE, EXAMPLE, Finding, Loaded, asked_for, file_name, process_environment};
 use crate::domain::language::Language;
 use crate::files::Audience;
+use crate::process::exit::{Exit, eprint};
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {

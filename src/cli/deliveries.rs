@@ -4,10 +4,10 @@ use anyhow::anyhow;
 use rust_i18n::t;
 use serde::Serialize;
 
-use super::failure::{Exit, eprint};
 use super::output;
 use crate::domain::clock::Timestamp;
 use crate::domain::order::OrderNo;
+use crate::process::exit::{Exit, eprint};
 use crate::store::{Channel, Delivery, DeliveryFilter, DeliveryState, News, Store};
 
 // Not a doc comment: clap would take it for the command's own.

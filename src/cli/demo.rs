@@ -12,7 +12,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::callback::{self, Callback, Connection};
 use super::config::random_key;
-use super::failure::Exit;
 use super::{output, parse_language, users};
 use crate::channel::epay::SignedCallback;
 use crate::config::{Config, Current};
@@ -23,6 +22,7 @@ use crate::domain::secret::Secret;
 use crate::net::client::Client;
 use crate::payments::checkout::{Cashier, DEFAULT_PAYMENT_TYPE, Goods, Wish};
 use crate::payments::gateways::Gateways;
+use crate::process::exit::Exit;
 use crate::server::NOTIFY_PATH;
 use crate::service::Service;
 use crate::store::Store;

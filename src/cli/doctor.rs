@@ -6,10 +6,10 @@ use anstyle::AnsiColor;
 use rust_i18n::t;
 use serde::Serialize;
 
-use super::failure::Exit;
 use super::output;
 use crate::config::{ConfigError, Loaded};
 use crate::doctor::{Check, State, examine};
+use crate::process::exit::Exit;
 
 const AFTER_HELP: &str = "\
 It changes nothing, and works beside a running service and without one. To see whether callbacks arrive, it sends one to

@@ -3,12 +3,12 @@
 use rust_i18n::t;
 
 use super::deliveries::{self, List};
-use super::failure::{Exit, eprint};
 use super::reconcile::parse_since;
 use crate::config::Config;
 use crate::domain::clock::Timestamp;
 use crate::domain::order::OrderNo;
 use crate::outbox::EVENTS_DISABLED;
+use crate::process::exit::{Exit, eprint};
 use crate::store::{Channel, DeliveryFilter, DeliveryState, Store};
 
 #[derive(clap::Subcommand)]

@@ -6,12 +6,12 @@ use anstyle::AnsiColor;
 use rust_i18n::t;
 use serde::Serialize;
 
-use super::failure::Exit;
 use super::output;
 use crate::config::Config;
 use crate::domain::clock::Timestamp;
 use crate::domain::order::OrderView;
 use crate::payments::explain::{Event, EventKind, Explanation, VerdictCode};
+use crate::process::exit::Exit;
 use crate::store::{Store, Story};
 
 /// How much of a value is shown to a person; `--json` has all of it.

@@ -1,67 +1,9 @@
-//! Exit codes, and how a failure is told: once, on standard error.
-
-use std::io::{self, Write};
-use std::process::ExitCode;
+//! A failed command: told once, on standard error.
 
 use rust_i18n::t;
 
-use super::output::{OutputClosed, escaped};
-use crate::config::ConfigError;
-use crate::manager::start::NotStarted;
-use crate::store::StoreError;
-
-/// How a command ends; the codes are part of the public contract.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Exit {
-    Done,
-    Failed,
-    Usage,
-    NoPermission,
-    BadConfiguration,
-    Found,
-    /// `status`: the service died and left its pid file.
-    Dead,
-    /// `status`: the service is stopped.
-    Stopped,
-    /// `status`: the service runs and does not answer.
-    NotAnswering,
-}
-
-impl Exit {
-    /// How another process of ours failed that told this code.
-    pub(super) fn of_code(code: u8) -> Self {
-        let told = [Self::NoPermission, Self::BadConfiguration].into_iter().find(|exit| exit.code() == code);
-        told.unwrap_or(Self::Failed)
-    }
-
-    pub(super) fn code(self) -> u8 {
-        match self {
-            Self::Done => 0,
-            Self::Failed | Self::Dead => 1,
-            Self::Usage => 2,
-            Self::Stopped => 3,
-            Self::NoPermission | Self::NotAnswering => 4,
-            Self::BadConfiguration => 6,
-            Self::Found => 10,
-        }
-    }
-}
-
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(exit.code())
-    }
-}
-
-/// A command line that parses and makes no sense.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct UsageError(String);
-
-/// A [`UsageError`] with this text.
-pub(super) fn usage(text: impl Into<String>) -> anyhow::Error {
-    UsageError(text.into()).into()
-}
+use super::output::OutputClosed;
+use crate::process::exit::{Exit, eprint, exit_of};
 
 /// Tells what went wrong, and with which code to end.
 pub(super) fn report(error: &anyhow::Error) -> Exit {
@@ -70,63 +12,4 @@ pub(super) fn report(error: &anyhow::Error) -> Exit {
     }
     eprint(&t!("cli.error", cause = format!("{error:#}")));
     exit_of(error)
-}
-
-/// Writes a line to standard error. What a file or a peer put into it cannot move the terminal's cursor.
-pub(super) fn eprint(text: &str) {
-    let safe: String = text.lines().map(|line| escaped(line) + "\n").collect();
-    // There is nobody left to tell when this fails.
-    let _ = io::stderr().write_all(safe.as_bytes());
-}
-
-/// The code that an error ends the process with.
-pub(super) fn exit_of(error: &anyhow::Error) -> Exit {
-    for cause in error.chain() {
-        if cause.is::<ConfigError>() {
-            return Exit::BadConfiguration;
-        }
-        if let Some(not_started) = cause.downcast_ref::<NotStarted>() {
-            return Exit::of_code(not_started.exit);
-        }
-        if cause.is::<UsageError>() {
-            return Exit::Usage;
-        }
-        let denied = match (cause.downcast_ref::<StoreError>(), cause.downcast_ref::<io::Error>()) {
-            (Some(StoreError::CannotOpen { denied, .. }), _) => *denied,
-            (Some(StoreError::OpenToOthers { .. }), _) => true,
-            (_, Some(error)) => error.kind() == io::ErrorKind::PermissionDenied,
-            _ => false,
-        };
-        if denied {
-            return Exit::NoPermission;
-        }
-    }
-    Exit::Failed
-}
-
-#[cfg(test)]
-mod tests {
-    use anyhow::Context;
-
-    use super::*;
-
-    #[test]
-    fn each_kind_of_failure_has_its_code() {
-        let cannot_open = |denied| StoreError::CannotOpen { path: "x".into(), cause: "y".into(), denied };
-        let bad_configuration = ConfigError { file: None, findings: Vec::new() };
-        for (error, exit) in [
-            (anyhow::anyhow!("anything"), Exit::Failed),
-            (usage("x"), Exit::Usage),
-            (bad_configuration.into(), Exit::BadConfiguration),
-            (cannot_open(true).into(), Exit::NoPermission),
-            (cannot_open(false).into(), Exit::Failed),
-            (StoreError::OpenToOthers { path: "x".into(), mode: 0o644 }.into(), Exit::NoPermission),
-            (StoreError::OtherSchema { path: "x".into(), differences: [].into() }.into(), Exit::Failed),
-            (io::Error::from(io::ErrorKind::PermissionDenied).into(), Exit::NoPermission),
-            (io::Error::from(io::ErrorKind::AddrInUse).into(), Exit::Failed),
-        ] {
-            let text = error.to_string();
-            assert_eq!(exit_of(&Err::<(), _>(error).context("while testing").unwrap_err()), exit, "{text}");
-        }
-    }
 }

@@ -12,7 +12,6 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::failure::{Exit, eprint, usage};
 use super::output;
 use super::start::parse_seconds;
 use super::trigger::SendMethod;
@@ -22,6 +21,7 @@ use crate::dev::simulator::{
     ATTEMPTS_MAX, Event, Fault, FaultAsked, LeftOut, Merchant, PayAnswer, Probability, Settings, Simulator,
 };
 use crate::domain::secret::Secret;
+use crate::process::exit::{Exit, eprint, usage};
 
 /// How many events may wait to be printed; where more do, some are not.
 const EVENTS_MAX: usize = 10_000;

@@ -7,9 +7,9 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 use rust_i18n::t;
 
-use super::failure::Exit;
 use super::{help, output};
 use crate::domain::language::Language;
+use crate::process::exit::Exit;
 
 const PROGRAM: &str = "webhookctl";
 

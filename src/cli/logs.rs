@@ -8,11 +8,11 @@ use anstyle::{AnsiColor, Style};
 use anyhow::anyhow;
 use rust_i18n::t;
 
-use super::failure::{Exit, eprint};
 use super::output;
 use crate::config::LogLevel;
 use crate::domain::clock::{LogTime, Timestamp};
-use crate::manager::logs::{Filter, Follow, Line, LogFile, complete_end, last_lines, level_of};
+use crate::process::exit::{Exit, eprint};
+use crate::process::logs::{Filter, Follow, Line, LogFile, complete_end, last_lines, level_of};
 
 /// How many lines are shown where nothing else is asked for.
 const LINES_DEFAULT: u64 = 20;

@@ -3,9 +3,9 @@
 use rust_i18n::t;
 
 use super::deliveries::{self, List};
-use super::failure::{Exit, eprint};
 use crate::config::Config;
 use crate::domain::order::OrderNo;
+use crate::process::exit::{Exit, eprint};
 use crate::store::{Channel, DeliveryFilter, DeliveryState, Store};
 
 #[derive(clap::Subcommand)]

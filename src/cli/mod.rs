@@ -35,7 +35,7 @@ use rust_i18n::t;
 
 use crate::config::{ConfigError, Document, process_environment};
 use crate::domain::language::Language;
-use failure::Exit;
+use crate::process::exit::Exit;
 
 const FILE_HELP: &str = "The configuration file [default: $WEBHOOKCTL_CONFIG, else ./webhookctl.toml if it is there]";
 
@@ -143,7 +143,7 @@ fn run(arguments: Arguments, document: &Result<Document, ConfigError>, language:
     // Who stops the service must not need what only serving needs.
     let essentials = || document().map(Document::essentials);
     match arguments.command {
-        Command::Serve(arguments) => Ok(serve::run(&arguments, loaded(), essentials())),
+        Command::Serve(arguments) => Ok(crate::process::serve::run(arguments.into(), loaded(), essentials())),
         Command::Stop(arguments) => stop::run(&arguments, &essentials()?),
         Command::Reload => reload::run(&essentials()?),
         Command::Status(arguments) => in_runtime(status::run(&arguments, &essentials()?)),

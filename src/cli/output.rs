@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr;
 
-use crate::logging::Escaping;
+pub(super) use crate::logging::escaped;
 
 /// Whoever read our output has seen enough.
 #[derive(Debug, thiserror::Error)]
@@ -93,12 +93,4 @@ pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> anyhow::Result<()
         line(text.trim_end())?;
     }
     Ok(())
-}
-
-/// Text that somebody else chose, so that it cannot move the terminal's cursor.
-pub(super) fn escaped(text: &str) -> String {
-    use std::fmt::Write;
-    let mut safe = String::with_capacity(text.len());
-    Escaping(&mut safe).write_str(text).expect("writing to a String cannot fail");
-    safe
 }

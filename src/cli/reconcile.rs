@@ -6,7 +6,6 @@ use std::sync::Arc;
 use rust_i18n::t;
 use serde_json::{Value, json};
 
-use super::failure::Exit;
 use super::output;
 use crate::config::{Config, Current};
 use crate::domain::clock::Timestamp;
@@ -14,6 +13,7 @@ use crate::domain::settlement::Outcome;
 use crate::net::client::Client;
 use crate::payments::gateways::Gateways;
 use crate::payments::reconcile::{Finding, Reconciler};
+use crate::process::exit::Exit;
 use crate::store::Store;
 
 #[derive(clap::Args)]

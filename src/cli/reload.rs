@@ -3,11 +3,11 @@
 use anyhow::anyhow;
 use rust_i18n::t;
 
-use super::failure::{Exit, eprint};
 use super::output;
 use super::start::listener_beside;
 use crate::config::Essentials;
-use crate::manager::reload::{Reloaded, reload};
+use crate::process::exit::{Exit, eprint};
+use crate::process::reload::{Reloaded, reload};
 
 pub(super) fn run(essentials: &Essentials) -> anyhow::Result<Exit> {
     match reload(&essentials.pid_file)? {

@@ -6,13 +6,13 @@ use std::time::Duration;
 use anyhow::anyhow;
 use rust_i18n::t;
 
-use super::failure::Exit;
 use super::start::{self, Arguments};
 use crate::config::Loaded;
-use crate::manager::control::{Answer, Request, ask};
-use crate::manager::pid_file::{Found, Record, look};
-use crate::manager::start::Started;
-use crate::manager::systemd;
+use crate::process::control::{Answer, Request, ask};
+use crate::process::exit::Exit;
+use crate::process::pid_file::{Found, Record, look};
+use crate::process::start::Started;
+use crate::process::systemd;
 
 /// How long the service may take to say that it goes on.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);

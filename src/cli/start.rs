@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use rust_i18n::t;
 
-use super::failure::{Exit, eprint};
 use super::output;
 use crate::config::{Essentials, Loaded, ensure_rereadable};
-use crate::manager::port;
-use crate::manager::start::{Start, Started};
+use crate::process::exit::{Exit, eprint};
+use crate::process::port;
+use crate::process::start::{Start, Started};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {

@@ -6,14 +6,14 @@ use anstyle::AnsiColor;
 use rust_i18n::t;
 use serde_json::json;
 
-use super::failure::Exit;
 use super::output;
 use super::start::listener_beside;
 use crate::config::Essentials;
-use crate::manager::health::Health;
-use crate::manager::pid_file::Record;
-use crate::manager::process::{Program, Vitals};
-use crate::manager::status::{Status, status};
+use crate::process::exit::Exit;
+use crate::process::health::Health;
+use crate::process::pid_file::Record;
+use crate::process::pidfd::{Program, Vitals};
+use crate::process::status::{Status, status};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {

@@ -5,11 +5,11 @@ use std::time::Duration;
 use anyhow::anyhow;
 use rust_i18n::t;
 
-use super::failure::{Exit, eprint};
 use super::output;
 use super::start::{listener_beside, parse_seconds};
 use crate::config::Essentials;
-use crate::manager::stop::{Leftover, Stopped, stop};
+use crate::process::exit::{Exit, eprint};
+use crate::process::stop::{Leftover, Stopped, stop};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {

@@ -13,13 +13,13 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use super::callback::{self, Answer, Callback, Connection};
-use super::failure::{Exit, eprint, usage};
 use super::output;
 use crate::channel::epay::{Credentials, SignedCallback};
 use crate::config::{Config, Merchant};
 use crate::domain::order::Order;
 use crate::domain::secret::Secret;
-use crate::manager::health::reachable;
+use crate::process::exit::{Exit, eprint, usage};
+use crate::process::health::reachable;
 use crate::server::NOTIFY_PATH;
 use crate::store::Store;
 

@@ -2,11 +2,11 @@
 
 use rust_i18n::t;
 
-use super::failure::Exit;
 use super::output;
 use crate::config::{CREDITS_MAX, Config};
 use crate::domain::clock::Timestamp;
 use crate::domain::order::User;
+use crate::process::exit::Exit;
 use crate::store::{Grant, LedgerEntry, Store, StoreError};
 
 /// How much of a user's history is shown.

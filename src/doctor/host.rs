@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rust_i18n::t;
 
 use super::{Check, State, Subject};
-use crate::manager::pid_file::Record;
+use crate::process::pid_file::Record;
 
 /// Where units are, those first that win.
 const UNIT_DIRECTORIES: [&str; 5] = [

@@ -15,10 +15,10 @@ use tokio::task::JoinHandle;
 
 use crate::config::{Config, ConfigError, Finding, Loaded};
 use crate::domain::named::named_enum;
-use crate::manager::health::Health;
-use crate::manager::pid_file::Record;
-use crate::manager::status::{Status, status};
 use crate::net::client::Client;
+use crate::process::health::Health;
+use crate::process::pid_file::Record;
+use crate::process::status::{Status, status};
 use crate::store::{Inspection, Store, StoreError};
 
 named_enum! {

@@ -170,8 +170,15 @@ impl fmt::Display for Line<'_> {
     }
 }
 
+/// Text that somebody else chose, so that it cannot move the terminal's cursor.
+pub(crate) fn escaped(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    Escaping(&mut safe).write_str(text).expect("writing to a String cannot fail");
+    safe
+}
+
 /// Writes text with everything escaped that could break a line, move a terminal's cursor, or turn text around.
-pub(crate) struct Escaping<W>(pub(crate) W);
+struct Escaping<W>(W);
 
 impl<W: Write> Write for Escaping<W> {
     fn write_str(&mut self, text: &str) -> fmt::Result {

@@ -9,7 +9,6 @@ use qrcode::render::unicode::Dense1x2;
 use rust_i18n::t;
 
 use super::{parse_amount, show};
-use crate::cli::failure::{Exit, eprint, usage};
 use crate::cli::{output, parse_language};
 use crate::config::{CREDITS_MAX, Config, Current, faults_of_gateway_text};
 use crate::domain::language::Language;
@@ -17,6 +16,7 @@ use crate::domain::money::Amount;
 use crate::net::client::Client;
 use crate::payments::checkout::{Cashier, Checkout, CheckoutError, DEFAULT_PAYMENT_TYPE, Goods, Wish, is_payment_type};
 use crate::payments::gateways::Gateways;
+use crate::process::exit::{Exit, eprint, usage};
 use crate::store::Store;
 
 #[derive(clap::Args)]

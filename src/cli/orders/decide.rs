@@ -5,7 +5,6 @@ use serde_json::json;
 
 use super::{open, show};
 use crate::channel::epay::client::GatewayError;
-use crate::cli::failure::{Exit, eprint};
 use crate::cli::output;
 use crate::cli::users::parse_reason;
 use crate::config::{Config, Current};
@@ -15,6 +14,7 @@ use crate::net::client::Client;
 use crate::payments::gateways::Gateways;
 use crate::payments::manual::{self, SettleOptions, SettledByHand};
 use crate::payments::refund::{Manner, Refunded, refund};
+use crate::process::exit::{Exit, eprint};
 use crate::store::ByHand;
 
 #[derive(clap::Args)]

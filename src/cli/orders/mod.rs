@@ -6,12 +6,12 @@ mod decide;
 use anyhow::anyhow;
 use rust_i18n::t;
 
-use super::failure::{Exit, eprint};
 use super::output;
 use crate::config::Config;
 use crate::domain::clock::Timestamp;
 use crate::domain::money::Amount;
 use crate::domain::order::{Order, OrderNo, OrderStatus};
+use crate::process::exit::{Exit, eprint};
 use crate::store::{OrderFilter, Refund, Store};
 
 #[derive(clap::Subcommand)]

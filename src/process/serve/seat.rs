@@ -20,12 +20,12 @@ use tokio::sync::watch;
 use tokio::task::{block_in_place, spawn_blocking};
 
 use crate::config::{Config, ConfigError};
-use crate::manager::control::{self, Answer, Connection, LOOK_AGAIN_AFTER, Request};
-use crate::manager::pid_file::{Found, LockError, PidFile, Record, look};
-use crate::manager::port;
-use crate::manager::process::{Process, Program, start_time};
-use crate::manager::start::NotStarted;
-use crate::manager::systemd;
+use crate::process::control::{self, Answer, Connection, LOOK_AGAIN_AFTER, Request};
+use crate::process::pid_file::{Found, LockError, PidFile, Record, look};
+use crate::process::pidfd::{Process, Program, start_time};
+use crate::process::port;
+use crate::process::start::NotStarted;
+use crate::process::systemd;
 use crate::server::Phase;
 
 /// How many connections wait to be accepted; the system may allow fewer.

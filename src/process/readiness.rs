@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::control::line;
-use super::process::is_readable;
+use super::pidfd::is_readable;
 
 /// How much of what is no word is kept, in bytes.
 const NOISE_BYTES_MAX: usize = 4096;

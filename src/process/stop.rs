@@ -8,7 +8,7 @@ use rust_i18n::t;
 
 use super::control::{Answer, Request, ask};
 use super::pid_file::{Found, Record, Riddle, look};
-use super::process::Process;
+use super::pidfd::Process;
 
 /// How long it may take to answer: one that hangs is to be ended all the same.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);

@@ -13,7 +13,7 @@ use super::control::{Answer, Request, ask};
 use super::daemon::Daemon;
 use super::log_end::LogEnd;
 use super::pid_file::{Found, Record, Riddle, look};
-use super::process::Process;
+use super::pidfd::Process;
 use super::readiness::{self, Heard, Word};
 use super::systemd;
 

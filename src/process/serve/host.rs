@@ -15,10 +15,10 @@ use tokio::task::block_in_place;
 
 use super::seat::Seat;
 use super::signals::{Signals, Told};
-use crate::cli::failure::Exit;
 use crate::config::{ConfigError, Current, Loaded, process_environment};
 use crate::logging;
-use crate::manager::systemd;
+use crate::process::exit::Exit;
+use crate::process::systemd;
 use crate::server::{Phase, Site};
 use crate::service::Service;
 use crate::store::Store;

@@ -22,38 +22,36 @@ use tokio::runtime::Runtime;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout_at};
 
-use super::failure::{Exit, eprint, exit_of};
-use super::start::parse_seconds;
 use crate::config::{Config, ConfigError, Essentials, Loaded, Log, LogLevel};
 use crate::logging::{self, Logging};
-use crate::manager::health::{self, Health};
-use crate::manager::readiness::{Report, Word};
-use crate::manager::systemd;
+use crate::process::exit::{Exit, eprint, exit_of};
+use crate::process::health::{self, Health};
+use crate::process::readiness::{Report, Word};
+use crate::process::systemd;
 use crate::server::Phase;
 use crate::service::Service;
 use host::Host;
 use seat::{Already, Predecessor, Seat, Taken};
 use signals::Signals;
 
-#[derive(clap::Args)]
-pub(super) struct Arguments {
-    /// Started by `start`, which waits at the other end of standard output
-    #[arg(long, hide = true)]
-    daemon: bool,
-    /// How long it may take until it answers
-    #[arg(long, hide = true, requires = "daemon", value_parser = parse_seconds)]
-    ready_within: Option<Duration>,
-    /// Take over from the service that runs
-    #[arg(long, hide = true, requires = "daemon")]
-    take_over: bool,
+/// How the process was started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    /// Started by `start`, which waits at the other end of standard output.
+    pub daemon: bool,
+    /// How long it may take until it answers.
+    pub ready_within: Option<Duration>,
+    /// Take over from the service that runs.
+    pub take_over: bool,
 }
 
-pub(super) fn run(
-    arguments: &Arguments,
+/// Runs the service until it is told to stop.
+pub(crate) fn run(
+    options: Options,
     loaded: Result<Loaded, ConfigError>,
     essentials: Result<Essentials, ConfigError>,
 ) -> Exit {
-    let report = if arguments.daemon { Report::on_stdout() } else { Ok(Report::to_nobody()) };
+    let report = if options.daemon { Report::on_stdout() } else { Ok(Report::to_nobody()) };
     let mut teller = match report {
         Ok(report) => Teller { report, has_console: false, logging: None },
         // Nobody is there any more to hear why.
@@ -70,7 +68,7 @@ pub(super) fn run(
         }
     };
     // A daemon has no terminal.
-    loaded.config.log.console &= !arguments.daemon;
+    loaded.config.log.console &= !options.daemon;
     let log = match logging::start(&loaded.config.log) {
         Ok(logging) => teller.logging.insert(logging).settings(),
         Err(error) => return teller.start_failed(&error),
@@ -84,7 +82,7 @@ pub(super) fn run(
         Ok(runtime) => runtime,
         Err(error) => return teller.start_failed(&error.into()),
     };
-    let exit = match runtime.block_on(start(arguments, loaded, log)) {
+    let exit = match runtime.block_on(start(options, loaded, log)) {
         Err(error) => teller.start_failed(&error),
         Ok(running) => {
             teller.started(&running);
@@ -171,18 +169,18 @@ struct Running {
 }
 
 /// Everything that can fail while starting.
-async fn start(arguments: &Arguments, loaded: Loaded, log: logging::Settings) -> anyhow::Result<Running> {
+async fn start(options: Options, loaded: Loaded, log: logging::Settings) -> anyhow::Result<Running> {
     let signals = Signals::listen()?;
     let patience = Duration::from_secs(loaded.config.service.start_timeout_s.into());
-    let deadline = Deadline::after(arguments.ready_within.unwrap_or(patience));
+    let deadline = Deadline::after(options.ready_within.unwrap_or(patience));
     // Before the store: a second start by mistake must not touch the first one's database.
-    let Taken { seat, control, predecessor } = if arguments.take_over {
+    let Taken { seat, control, predecessor } = if options.take_over {
         Seat::take_over(&loaded.config, deadline.at)?
     } else {
-        Seat::take(&loaded.config, arguments.daemon)?
+        Seat::take(&loaded.config, options.daemon)?
     };
     let (listen, listener) = (seat.listen, TcpListener::from_std(seat.listener()?)?);
-    let host = Arc::new(Host::new(seat, &loaded, log, arguments.daemon));
+    let host = Arc::new(Host::new(seat, &loaded, log, options.daemon));
     let mut tasks = JoinSet::new();
     tasks.spawn(Arc::clone(&host).follow(signals));
     tasks.spawn(Arc::clone(&host).keep_pid_file());

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::health::{self, Health};
 use super::pid_file::{Found, Record, look};
-use super::process::Vitals;
+use super::pidfd::Vitals;
 
 /// What a look at the service found.
 pub(crate) enum Status {

@@ -22,7 +22,7 @@ use rustix::process::{Uid, geteuid};
 use serde::{Deserialize, Serialize};
 
 use super::pid_file::Record;
-use super::process::Process;
+use super::pidfd::Process;
 
 /// No request or answer is longer, in bytes.
 pub(crate) const LINE_BYTES_MAX: usize = 16 * 1024;

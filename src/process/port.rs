@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use procfs::net::{TcpNetEntry, TcpState};
 use procfs::process::{FDTarget, all_processes};
 
-use super::process::command_line;
+use super::pidfd::command_line;
 
 /// A process that listens.
 pub(crate) struct Holder {

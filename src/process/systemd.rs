@@ -16,7 +16,7 @@ use rust_i18n::t;
 use rustix::net::sockopt::socket_acceptconn;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::process::systemd_unit_of_own;
+use super::pidfd::systemd_unit_of_own;
 
 /// Whether systemd runs this machine, as `sd_booted(3)` tells.
 pub(crate) fn runs() -> bool {

@@ -25,7 +25,7 @@ use nix::libc;
 use rust_i18n::t;
 use rustix::fs::OFlags;
 
-use super::process::{Process, Program, file_id, start_time};
+use super::pidfd::{Process, Program, file_id, start_time};
 use crate::files::{self, Audience};
 
 /// How long a lock is tried for: someone who only looks holds it for a moment. And how long a text that does not fit is looked at
@@ -329,7 +329,7 @@ fn beginning(text: &str) -> String {
 mod tests {
     use std::path::PathBuf;
 
-    use super::super::process::start_time;
+    use super::super::pidfd::start_time;
     use super::*;
 
     fn file() -> (tempfile::TempDir, PathBuf) {

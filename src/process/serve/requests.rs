@@ -10,8 +10,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
 use super::host::Host;
-use crate::cli::failure::{Exit, exit_of};
-use crate::manager::control::{Answer, LINE_BYTES_MAX, Request, line, may_ask, send_with};
+use crate::process::control::{Answer, LINE_BYTES_MAX, Request, line, may_ask, send_with};
+use crate::process::exit::{Exit, exit_of};
 use crate::server::Phase;
 
 /// How many commands are answered at the same time; more wait.
