@@ -18,12 +18,11 @@ use super::notification_log::{NotificationLog, Refused, shortened};
 use super::{Response, read_body, text};
 use crate::channel::epay::client::Verdict;
 use crate::channel::epay::{self, Malformed, Notification, Unverified, VerifyError};
-use crate::config::{Current, Proof};
+use crate::config::{Config, Current, Proof};
 use crate::domain::clock::Timestamp;
 use crate::domain::money::Amount;
 use crate::domain::order::{PaymentState, SettledBy};
 use crate::domain::settlement::{Claim, ClaimProof, Outcome, Policy};
-use crate::payments::explain::diagnosis_text;
 use crate::payments::gateways::Gateways;
 use crate::store::{Cause, Receipt, Rejection, Settle, Store, StoreError};
 
@@ -114,17 +113,22 @@ impl Notify {
 
     /// What becomes of a notification.
     pub(crate) async fn take(&self, receipt: Receipt, client: IpAddr) -> Outcome {
-        match self.judge(&receipt, client) {
-            Ok(believed) => self.settle(believed, receipt, client).await,
-            Err(reason) => self.reject(reason, receipt, client),
+        // One configuration for all of it: a reload in between must not mix two.
+        let config = self.config.load();
+        let judged = self.judge(&config, &receipt, client);
+        match judged {
+            Err(reason) => self.reject(&config, reason, receipt, client),
+            Ok(believed) => {
+                drop(config);
+                self.settle(believed, receipt, client).await
+            }
         }
     }
 
     /// Decides whether to believe it, by what it says alone; the order of the checks is the public contract's.
-    fn judge(&self, receipt: &Receipt, client: IpAddr) -> Result<Believed, Reason> {
+    fn judge(&self, config: &Config, receipt: &Receipt, client: IpAddr) -> Result<Believed, Reason> {
         let unverified = Unverified::parse(&receipt.payload)
             .map_err(|malformed| Reason { more: Some(malformed), ..Outcome::Malformed.into() })?;
-        let config = self.config.load();
         let merchant = config.merchant(unverified.pid()).ok_or(Outcome::UnknownMerchant)?;
         if !merchant.allow_ips.is_empty() && !merchant.allow_ips.contains(client) {
             return Err(Outcome::AddressNotAllowed.into());
@@ -147,13 +151,13 @@ impl Notify {
 
     /// Where callbacks are only hints, even one that proves nothing has its order asked about soon: one gateway signs in a way
     /// that nobody knows. Whoever guesses an order's number achieves a question, every few seconds at most.
-    fn take_hint(&self, refused: &Refused, now: Timestamp) {
+    fn take_hint(&self, config: &Config, refused: &Refused, now: Timestamp) {
         let (Outcome::BadSignature | Outcome::Stale, [Some(pid), Some(order_no), _]) =
             (refused.outcome, &refused.claimed)
         else {
             return;
         };
-        if self.config.load().merchant(pid).is_none_or(|merchant| merchant.proof != Proof::Query) {
+        if config.merchant(pid).is_none_or(|merchant| merchant.proof != Proof::Query) {
             return;
         }
         let Ok(permit) = Arc::clone(&self.hints).try_acquire_owned() else { return };
@@ -195,7 +199,13 @@ impl Notify {
         Outcome::Overloaded
     }
 
-    fn reject(&self, Reason { outcome, more }: Reason, mut receipt: Receipt, client: IpAddr) -> Outcome {
+    fn reject(
+        &self,
+        config: &Config,
+        Reason { outcome, more }: Reason,
+        mut receipt: Receipt,
+        client: IpAddr,
+    ) -> Outcome {
         if !self.forgers.may_cost_more(client) {
             self.log.leave_out(outcome);
             return outcome;
@@ -203,20 +213,14 @@ impl Notify {
         let claimed = ["pid", "out_trade_no", "trade_no"]
             .map(|key| Some(shortened(&epay::glimpse(&receipt.payload, key)?).to_owned()));
         let refused = Refused { outcome, reason: more.map_or_else(String::new, |more| more.to_string()), claimed };
-        self.take_hint(&refused, receipt.received_at);
-        self.log.rejection(&refused, client, || self.diagnosis(&refused, &receipt.payload));
+        self.take_hint(config, &refused, receipt.received_at);
+        self.log.rejection(&refused, client, || diagnosis(config, &refused, &receipt.payload));
         let Refused { reason, claimed, .. } = refused;
         let payload_bytes = receipt.payload.len();
         receipt.payload.truncate(REJECTED_PAYLOAD_BYTES_MAX);
         receipt.payload.shrink_to_fit();
         self.store.reject(Rejection { outcome, reason, claimed, receipt, payload_bytes });
         outcome
-    }
-
-    /// In which known wrong way it is signed, for whoever reads the log.
-    fn diagnosis(&self, refused: &Refused, payload: &[u8]) -> Option<String> {
-        let pid = refused.claimed[0].as_deref().filter(|_| refused.outcome == Outcome::BadSignature)?;
-        self.config.load().diagnose(pid, payload).map(|diagnosis| diagnosis_text(&diagnosis))
     }
 
     /// Waits until the last records are written; the store is closed by then, and has answered all that it was asked.
@@ -233,6 +237,12 @@ impl Notify {
             self.log.report_unlogged();
         }
     }
+}
+
+/// The known wrong way in which a refused notification is signed, for the log.
+fn diagnosis(config: &Config, refused: &Refused, payload: &[u8]) -> Option<String> {
+    let pid = refused.claimed[0].as_deref().filter(|_| refused.outcome == Outcome::BadSignature)?;
+    config.diagnose(pid, payload).map(|diagnosis| diagnosis.text())
 }
 
 /// Asks the gateway itself about the payment that a notification claims, where the merchant's rules want that.

@@ -3,6 +3,8 @@
 //! For a person to read, and nothing else: from here comes no [`Notification`](super::Notification), so nothing is ever credited
 //! because a wrong way of signing would fit.
 
+use rust_i18n::t;
+
 use std::borrow::Cow;
 
 use md5::{Digest, Md5};
@@ -58,6 +60,16 @@ pub(crate) struct Diagnosis {
     pub way: WrongWay,
     /// Whose key it is, where it is another merchant's.
     pub pid: Option<String>,
+}
+
+impl Diagnosis {
+    /// The diagnosis in a sentence, with what to do.
+    pub(crate) fn text(&self) -> String {
+        match (self.way, &self.pid) {
+            (WrongWay::OtherMerchant, Some(pid)) => t!("diagnosis.other_merchant", pid = pid).into_owned(),
+            (way, _) => t!(format!("diagnosis.{way}")).into_owned(),
+        }
+    }
 }
 
 impl From<WrongWay> for Diagnosis {

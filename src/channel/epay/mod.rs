@@ -14,7 +14,9 @@ mod sign;
 mod text;
 
 pub(crate) use callback::{CallbackFields, SignedCallback};
-pub(crate) use diagnosis::{Diagnosis, WrongWay, diagnose, readable};
+#[cfg(any(test, fuzzing))]
+pub(crate) use diagnosis::WrongWay;
+pub(crate) use diagnosis::{Diagnosis, diagnose, readable};
 #[cfg(test)]
 pub(crate) use form::Field;
 pub(crate) use form::{Form, Malformed, decode_pairs, encode, glimpse};

@@ -6,7 +6,7 @@ mod verdict;
 
 use rust_i18n::t;
 
-use crate::channel::epay::{self, Diagnosis, WrongWay};
+use crate::channel::epay::{self, Diagnosis};
 use crate::config::Config;
 use crate::domain::clock::Timestamp;
 use crate::domain::named::named_enum;
@@ -90,14 +90,6 @@ fn diagnosis_of(rejection: &KeptReceipt, config: &Config) -> Option<Diagnosis> {
     config.diagnose(&rejection.merchant, &rejection.payload)
 }
 
-/// What a diagnosis says, and what to do about it.
-pub(crate) fn diagnosis_text(diagnosis: &Diagnosis) -> String {
-    match (diagnosis.way, &diagnosis.pid) {
-        (WrongWay::OtherMerchant, Some(pid)) => t!("diagnosis.other_merchant", pid = pid).into_owned(),
-        (way, _) => t!(format!("diagnosis.{way}")).into_owned(),
-    }
-}
-
 fn created(order: &Order) -> Event {
     let terms = &order.terms;
     let text = t!(
@@ -159,7 +151,7 @@ fn callback_details(
     if !receipt.reason.is_empty() {
         details.push(("reason", receipt.reason.clone()));
     }
-    details.extend(diagnosis.map(|diagnosis| ("would_fit", diagnosis_text(diagnosis))));
+    details.extend(diagnosis.map(|diagnosis| ("would_fit", diagnosis.text())));
     let answer = if outcome.is_some_and(Outcome::is_success) { "success" } else { "fail" };
     details.push(("answered", answer.to_owned()));
     details

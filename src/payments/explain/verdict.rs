@@ -2,7 +2,6 @@
 
 use rust_i18n::t;
 
-use super::diagnosis_text;
 use crate::channel::epay::Diagnosis;
 use crate::config::Config;
 use crate::domain::clock::Timestamp;
@@ -129,7 +128,7 @@ impl Verdict {
 /// Why the newest notification that proves nothing was refused.
 fn why(rejection: &KeptReceipt, diagnoses: &[Option<Diagnosis>]) -> String {
     if let Some(Some(diagnosis)) = diagnoses.first() {
-        return diagnosis_text(diagnosis);
+        return diagnosis.text();
     }
     let what = Outcome::from_name(&rejection.outcome);
     let what = what.map_or_else(|| rejection.outcome.clone(), |outcome| t!(format!("outcome.{outcome}")).into_owned());
