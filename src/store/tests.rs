@@ -774,6 +774,45 @@ async fn a_database_of_any_version_becomes_the_same_as_a_new_one() {
 #[tokio::test]
 async fn the_log_begins_again_when_it_is_copied_and_waits_for_who_reads_it() {
     let fixture = Fixture::new().await;
+/// A callback has no time of its own: one for money that went back before the upgrade is valid after it.
+#[tokio::test]
+async fn what_gateways_answered_before_the_upgrade_is_state() {
+    let directory = tempfile::tempdir().unwrap();
+    let old = Connection::open(directory.path().join("x.db")).unwrap();
+    schema::migrate_to(&old, 3).unwrap();
+    old.execute_batch("INSERT INTO users (telegram_id, created_at_ms) VALUES (7, 0)").unwrap();
+    let orders = [
+        ("A1", &["paid", "refunded", "frozen"][..], Some(Hold::Refunded), Outcome::Held),
+        ("A2", &["pre_authorised", "frozen", "unpaid"], Some(Hold::Frozen), Outcome::Unconfirmed),
+        ("A3", &["pre_authorised"], Some(Hold::PreAuthorised), Outcome::Unconfirmed),
+        ("A4", &["unpaid", "no_answer"], None, Outcome::Settled),
+    ];
+    for (order_no, answers, ..) in orders {
+        old.execute(
+            "INSERT INTO orders (order_no, merchant, telegram_id, name, type, amount_fen, credits, created_at_ms, expires_at_ms)
+             VALUES (?, '1002', 7, 'x', 'alipay', 3600, 70, 0, 1)",
+            [order_no],
+        )
+        .unwrap();
+        for answer in answers {
+            old.execute(
+                "INSERT INTO answers (order_id, asked_at_ms, cause, answer, detail)
+                 VALUES ((SELECT max(id) FROM orders), 0, 'reconcile', ?, '')",
+                [answer],
+            )
+            .unwrap();
+        }
+    }
+    drop(old);
+    let store = Store::open(&url(&directory)).await.unwrap();
+    for (order_no, _, hold, outcome) in orders {
+        assert_eq!(store.order(order_no).await.unwrap().unwrap().hold, hold, "{order_no}");
+        let mut callback = settle(order_no, &format!("T{order_no}"));
+        callback.policy.can_ask = true;
+        assert_eq!(store.settle(callback).await.unwrap().outcome, outcome, "{order_no}");
+    }
+}
+
     let log = fixture.directory.path().join("x.db-wal");
     let length = || std::fs::metadata(&log).unwrap().len();
     // Each keeps some ten pages of 4 KiB.
