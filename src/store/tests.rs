@@ -208,6 +208,9 @@ async fn a_person_chooses_among_proved_payments_and_what_they_type_beside_is_a_n
     let refused = store.settle_by_hand(by_hand("A1"), typed("T9")).await.unwrap_err();
     assert!(matches!(refused, StoreError::ChoosePayment { .. }), "{refused:?}");
     assert_eq!(store.settle_by_hand(by_hand("A1"), typed("T1")).await.unwrap().trade_no.as_deref(), Some("T1"));
+    let trouble = store.trouble(0, i64::MAX).await.unwrap();
+    let second = trouble.iter().find(|trouble| trouble.kind == "paid_again").unwrap();
+    assert_eq!((second.due, second.paid), (Amount::from_fen(3600), Amount::from_fen(1)), "an alert tells both");
     assert_eq!(store.acknowledge(by_hand("A1"), None).await.unwrap(), ["T2"], "the other one is a second payment");
     let known = store.settle_by_hand(by_hand("A2"), PaymentOfDecision::default()).await.unwrap();
     assert_eq!(known.trade_no.as_deref(), Some("T3"));
@@ -771,9 +774,6 @@ async fn a_database_of_any_version_becomes_the_same_as_a_new_one() {
     }
 }
 
-#[tokio::test]
-async fn the_log_begins_again_when_it_is_copied_and_waits_for_who_reads_it() {
-    let fixture = Fixture::new().await;
 /// A callback has no time of its own: one for money that went back before the upgrade is valid after it.
 #[tokio::test]
 async fn what_gateways_answered_before_the_upgrade_is_state() {
@@ -813,6 +813,9 @@ async fn what_gateways_answered_before_the_upgrade_is_state() {
     }
 }
 
+#[tokio::test]
+async fn the_log_begins_again_when_it_is_copied_and_waits_for_who_reads_it() {
+    let fixture = Fixture::new().await;
     let log = fixture.directory.path().join("x.db-wal");
     let length = || std::fs::metadata(&log).unwrap().len();
     // Each keeps some ten pages of 4 KiB.
