@@ -650,11 +650,12 @@ mod tests {
                         proved += 1;
                         let ends_well = match decision.outcome {
                             Outcome::Settled => decision.effect == Settle,
-                            Outcome::Duplicate => true,
                             Outcome::AmountMismatch | Outcome::Held => {
                                 status == Review || matches!(decision.effect, Effect::Review(_))
                             }
-                            Outcome::PaidAgain | Outcome::TradeReused | Outcome::UnknownOrder => true,
+                            Outcome::Duplicate | Outcome::PaidAgain | Outcome::TradeReused | Outcome::UnknownOrder => {
+                                true
+                            }
                             // The gateway's word is still to come, and it is asked for.
                             Outcome::Unconfirmed => decision.effect == Ask && can_ask && proof == ClaimProof::Signature,
                             _ => false,

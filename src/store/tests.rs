@@ -214,8 +214,8 @@ async fn a_person_chooses_among_proved_payments_and_what_they_type_beside_is_a_n
     assert_eq!(store.acknowledge(by_hand("A1"), None).await.unwrap(), ["T2"], "the other one is a second payment");
     let known = store.settle_by_hand(by_hand("A2"), PaymentOfDecision::default()).await.unwrap();
     assert_eq!(known.trade_no.as_deref(), Some("T3"));
-    let reused = store.settle_by_hand(by_hand("A3"), typed("T1")).await.unwrap_err();
-    assert!(matches!(reused, StoreError::TradeReused { .. }), "{reused:?}");
+    let taken = store.settle_by_hand(by_hand("A3"), typed("T1")).await.unwrap_err();
+    assert!(matches!(taken, StoreError::TradeReused { .. }), "{taken:?}");
     assert_eq!(store.settle_by_hand(by_hand("A3"), typed("T9")).await.unwrap().trade_no, None);
     assert_eq!(fixture.count("SELECT count(*) FROM receipts WHERE payload = CAST('because [trade_no T9]' AS BLOB)"), 1);
 }

@@ -240,8 +240,9 @@ impl Books {
                     }
                     _ => false,
                 },
-                ("paid_again" | "trade_reused", Some(_)) | ("unknown_order", None) => true,
-                ("not_paid" | "unconfirmed", _) => true,
+                ("paid_again" | "trade_reused", Some(_))
+                | ("unknown_order", None)
+                | ("not_paid" | "unconfirmed", _) => true,
                 _ => false,
             }
         };
