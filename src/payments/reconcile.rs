@@ -32,6 +32,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(2);
 const RETRY_AFTER_S: std::ops::RangeInclusive<u32> = 5..=3600;
 /// For how long after the last time of the schedule an order is still asked about that never got an answer.
 const RETRY_FOR_S: u32 = 3 * 24 * 3600;
+/// How often an order is asked about for good whose payment a signature proves, and that still needs its gateway's own word.
+const WORD_EVERY_S: u32 = 24 * 3600;
 /// How far times are moved at random, in hundredths of the time since the order was created: many orders of one minute must not
 /// be many questions of one second.
 const JITTER_PERCENT: u64 = 10;
@@ -131,6 +133,7 @@ impl Reconciler {
         let order_no = question.order.terms.order_no.to_string();
         let finding = self.ask_and_settle(&question.order, Cause::Reconcile, QUESTION_TIMEOUT).await;
         let (now, created_at) = (Timestamp::now(), question.order.terms.created_at);
+        let is_decided = matches!(finding, Ok(Finding::Paid(_) | Finding::Refunded(_)));
         let next = match finding {
             Ok(Finding::Paid(_) | Finding::Refunded(_)) => None,
             // Its turn has not come: the gateway was not even asked.
@@ -141,6 +144,12 @@ impl Reconciler {
             Ok(Finding::NotPaid(_) | Finding::WouldSettle) => {
                 next_time(&self.config.load(), created_at, question.step, now)
             }
+        };
+        let next = match next {
+            None if !is_decided && self.store.awaits_word(order_no.clone()).await.unwrap_or(true) => {
+                Some((question.step, now.plus_seconds(jittered(WORD_EVERY_S))))
+            }
+            next => next,
         };
         let (step, at) = next.map_or((question.step, None), |(step, at)| (step, Some(at)));
         if let Err(error) = self.store.schedule_question(order_no.clone(), step, at).await {
@@ -308,6 +317,40 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::DatabaseUrl;
+    use crate::domain::settlement::ClaimProof;
+    use crate::net::client::Client;
+    use crate::store::{Creation, fixtures};
+
+    /// Its callbacks may never come again, and then nothing but a question ends the matter.
+    #[tokio::test]
+    async fn an_order_with_a_proved_payment_is_asked_about_until_the_gateway_decides() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&DatabaseUrl::Sqlite(directory.path().join("x.db"))).await.unwrap();
+        let text = "[[merchant]]\npid = \"1002\"\nkey = \"k\"\ngateway_url = \"http://127.0.0.1:1/\"";
+        let config = Current::new(Config::from_toml(text, directory.path()).unwrap());
+        // Long ago, so that the schedule and the retries are over.
+        let created_at = Timestamp::from_ms(1_700_000_000_000);
+        for (order_no, is_claimed, is_asked_again) in [("A1", false, false), ("A2", true, true)] {
+            let order = fixtures::order(order_no, 1001, created_at);
+            store.create_order(Creation { ask_at: Some(created_at), ..order.into() }).await.unwrap();
+            if is_claimed {
+                let mut callback = fixtures::paid(order_no, "T1", created_at);
+                callback.claim.proof = ClaimProof::Missing;
+                assert_eq!(store.settle(callback).await.unwrap().outcome, Outcome::Unconfirmed);
+            }
+            let order = store.order(order_no).await.unwrap().unwrap();
+            // Its own, because one that is in trouble is left alone for a while.
+            let gateways = Arc::new(Gateways::new(&config, &store, &Client::new()));
+            Arc::new(Reconciler::new(&config, &store, &gateways)).answer_question(Question { order, step: 6 }).await;
+            let due = async |after_s| {
+                let until = Timestamp::now().plus_seconds(after_s);
+                store.due_questions("1002".into(), until, 10).await.unwrap().len()
+            };
+            assert_eq!(due(3600).await, 0, "{order_no}: not at once");
+            assert_eq!(due(2 * 24 * 3600).await, usize::from(is_asked_again), "{order_no}");
+        }
+    }
 
     #[test]
     fn what_got_no_answer_is_asked_again_less_and_less_often_and_not_for_ever() {

@@ -47,6 +47,9 @@ pub(crate) enum RefundError {
     /// The merchant has no gateway that can be asked.
     #[error("{}", t!("refund.no_gateway", pid = .0))]
     NoGateway(String),
+    /// The money of this order did not come through the gateway, which can only give back what is another payment.
+    #[error("{}", t!("refund.paid_outside", order = .0))]
+    PaidOutside(String),
     /// The gateway says no; nothing has changed.
     #[error("{}", t!("refund.refused", cause = .0))]
     Refused(String),
@@ -72,11 +75,16 @@ pub(crate) async fn refund(
         return finish(store, order_no, "by hand".into(), false).await;
     }
     let pid = &order.terms.merchant;
-    let Some(gateway) = gateways.of(pid) else {
+    let (gateway, error) = if order.paid_outside {
+        (None, RefundError::PaidOutside(order_no.clone()))
+    } else {
+        (gateways.of(pid), RefundError::NoGateway(pid.clone()))
+    };
+    let Some(gateway) = gateway else {
         // Nothing was asked, so nothing is unclear.
         let state = if is_new { RefundState::Refused } else { before.state };
-        store.refund_answered(order_no, state, "no gateway".into(), Timestamp::now()).await?;
-        return Err(RefundError::NoGateway(pid.clone()));
+        store.refund_answered(order_no, state, "not asked".into(), Timestamp::now()).await?;
+        return Err(error);
     };
     if !is_new {
         match is_refunded(gateways, &gateway, &order).await {

@@ -92,6 +92,18 @@ impl Store {
         .await
     }
 
+    /// Whether a signature proves a payment of the order that still needs the gateway's own word.
+    pub(crate) async fn awaits_word(&self, order_no: String) -> Result<bool, StoreError> {
+        self.read(move |db| {
+            db.prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM receipts JOIN orders ON orders.id = receipts.order_id
+                                WHERE orders.order_no = ? AND outcome = 'unconfirmed' AND orders.status IN ('pending', 'cancelled'))",
+            )?
+            .query_row([order_no], |row| row.get(0))
+        })
+        .await
+    }
+
     /// Keeps an answer; an unpaid order is on hold from then on where the answer says so.
     pub(crate) async fn keep_answer(&self, answered: Answered) -> Result<(), StoreError> {
         self.write(move |db| keep_answer(db, &answered)).await

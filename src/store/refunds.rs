@@ -301,7 +301,7 @@ fn acknowledge(db: &Connection, decision: &ByHand, trade_no: Option<&str>) -> Re
     if trades.is_empty() { Err(StoreError::NotPaidAgain(decision.order_no.clone())) } else { Ok(trades) }
 }
 
-/// Keeps a person's decision as a receipt of its own.
+/// Keeps a person's decision as a receipt of its own, with the amount of the payment that it is about: an alert tells it.
 fn note_decision(
     db: &Connection,
     decision: &ByHand,
@@ -311,8 +311,9 @@ fn note_decision(
     trade_no: &str,
 ) -> Result<(), StoreError> {
     db.prepare_cached(
-        "INSERT INTO receipts (received_at_ms, source, outcome, merchant, order_no, trade_no, order_id, method, payload)
-         VALUES (?, 'manual', ?, ?, ?, ?, ?, 'manual', ?)",
+        "INSERT INTO receipts (received_at_ms, source, outcome, merchant, order_no, trade_no, order_id, method, payload, amount_fen)
+         VALUES (?1, 'manual', ?2, ?3, ?4, ?5, ?6, 'manual', ?7,
+                 (SELECT amount_fen FROM receipts WHERE order_id = ?6 AND trade_no = ?5 AND trade_no <> '' ORDER BY id DESC LIMIT 1))",
     )?
     .execute(params![
         decision.at.ms(),

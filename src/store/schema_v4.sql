@@ -23,3 +23,11 @@ WHEN OLD.paid_at_ms IS NOT NULL
 BEGIN
     SELECT RAISE(ABORT, 'an order is settled once');
 END;
+
+-- Answers of before this version are state as well. The money that went back once is the strongest of them.
+UPDATE orders SET hold = (
+    SELECT answer FROM answers
+    WHERE order_id = orders.id AND answer IN ('refunded', 'frozen', 'pre_authorised')
+    ORDER BY answer = 'refunded' DESC, id DESC LIMIT 1)
+WHERE paid_at_ms IS NULL
+    AND id IN (SELECT order_id FROM answers WHERE answer IN ('refunded', 'frozen', 'pre_authorised'));

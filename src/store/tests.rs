@@ -1,4 +1,5 @@
 mod decisions;
+mod upgrades;
 
 use std::collections::HashSet;
 
@@ -614,34 +615,6 @@ async fn the_writer_keeps_to_the_rules_that_it_is_trusted_with() {
     ] {
         let result = fixture.store.on_writer(move |db| Ok(db.execute_batch(forbidden)?)).await;
         assert!(matches!(result, Err(StoreError::Failed(_))), "{forbidden}");
-    }
-}
-
-#[tokio::test]
-async fn a_database_of_any_version_becomes_the_same_as_a_new_one() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("x.db");
-    let schema_of = |db: &Connection| -> Vec<(String, Option<String>)> {
-        let mut parts = db.prepare("SELECT name, sql FROM sqlite_schema ORDER BY name").unwrap();
-        parts.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect()
-    };
-    let newest = Connection::open_in_memory().unwrap();
-    schema::migrate_to(&newest, schema::VERSION).unwrap();
-    let newest = schema_of(&newest);
-    assert!(
-        newest.iter().all(|(_, sql)| sql.as_ref().is_none_or(|sql| !sql.contains("IN ('pending', 'paid', 'review'")))
-    );
-    for version in 1..schema::VERSION {
-        let _ = std::fs::remove_file(&path);
-        let old = Connection::open(&path).unwrap();
-        schema::migrate_to(&old, version).unwrap();
-        drop(old);
-        Store::open(&url(&directory)).await.unwrap().close().await.unwrap();
-        let db = Connection::open(&path).unwrap();
-        assert_eq!(schema_of(&db), newest, "from version {version}");
-        let sound: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
-        assert_eq!(sound, "ok");
-        assert!(db.execute("UPDATE users SET language = 'odd'", []).is_ok(), "nobody is there");
     }
 }
 

@@ -75,6 +75,14 @@ fn money_that_came_another_way_leaves_nothing_to_adopt() {
     assert_eq!((outcomes(&shop.sandbox, "paid_again"), adopted(&shop.sandbox)), (1, 0));
     assert_eq!((&shop.show(&order)["trade_no"], shop.sandbox.credits(1001)), (&Value::Null, 70));
     assert_eq!(shop.sandbox.run(&["audit"]).code, 10);
+    // The gateway knows of a payment of this order, and it is not the one that the refund is about.
+    let refund = ["orders", "refund", &order, "--reason", "x", "--json"];
+    let refused = shop.sandbox.run(&refund);
+    assert!(refused.code == 1 && refused.stderr.contains("--by-hand"), "{refused:?}");
+    assert_eq!(shop.gateway.query(&order)["status"].as_str(), Some("1"), "the gateway was not asked for it");
+    assert_eq!((shop.sandbox.status(&order).as_str(), shop.sandbox.credits(1001)), ("paid", 70));
+    let by_hand = shop.sandbox.json(&with(&refund, &["--by-hand"]));
+    assert_eq!((&by_hand["order"]["status"], shop.sandbox.credits(1001)), (&json!("refunded"), 0));
     let both = shop.sandbox.run(&with(&settle(&order), &["--paid-outside", "--trade-no", "T1"]));
     assert_eq!(both.code, 2, "{both:?}");
 }

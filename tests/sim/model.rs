@@ -371,7 +371,12 @@ impl Model {
     }
 
     fn note(&mut self, order_no: &str, outcome: &str, trade_no: &str, at: Timestamp) {
+        let is_of_payment = |receipt: &&ReceiptLine| {
+            receipt.is_filed && receipt.order_no == order_no && receipt.trade_no == trade_no && !trade_no.is_empty()
+        };
+        let fen = self.books.receipts.iter().rfind(is_of_payment).and_then(|receipt| receipt.fen);
         self.note_with(order_no, outcome, trade_no, super::world::REASON.into(), at);
+        self.books.receipts.last_mut().unwrap().fen = fen;
     }
 
     fn note_with(&mut self, order_no: &str, outcome: &str, trade_no: &str, reason: String, at: Timestamp) {

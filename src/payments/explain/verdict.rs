@@ -135,12 +135,15 @@ fn why(rejection: &KeptReceipt, diagnoses: &[Option<Diagnosis>]) -> String {
     if rejection.reason.is_empty() { what } else { format!("{what} ({})", rejection.reason) }
 }
 
-/// Payments beyond the one that settled the order, of which nobody has said that they are taken care of.
+/// Payments beyond the order's own, of which nobody has said that they are taken care of.
 fn again(story: &Story) -> impl Iterator<Item = &str> {
     let of = |outcome: &'static str| story.receipts.iter().filter(move |receipt| receipt.outcome == outcome);
     let mut trades: Vec<_> = of("paid_again").map(|receipt| receipt.trade_no.as_str()).collect();
     trades.sort_unstable();
     trades.dedup();
+    // An older version called a payment one too many that the order has adopted since.
+    let own = story.order.as_ref().and_then(|order| order.trade_no.as_deref());
+    trades.retain(|trade_no| own != Some(*trade_no));
     trades.into_iter().filter(move |trade_no| of("acknowledged").all(|receipt| receipt.trade_no != *trade_no))
 }
 

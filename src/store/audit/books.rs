@@ -116,7 +116,7 @@ pub(super) fn examine(
     if order.is_settled() && !has_message("settled") || order.status == "refunded" && !has_message("refunded") {
         found(CheckName::MessageQueued, order.finding(Fault::NoMessage));
     }
-    for trade_no in paid_twice(receipts) {
+    for trade_no in paid_twice(order, receipts) {
         let detail = format!("{} {trade_no}", order.order_no);
         found(CheckName::PaidAgain, Finding { detail, ..order.finding(Fault::PaidTwice) });
     }
@@ -200,11 +200,14 @@ fn has_adopted(order: &OrderRow, settled: &ReceiptRow, receipts: &[ReceiptRow]) 
         && adopted.next().is_none()
 }
 
-/// The payments beyond the one that settled the order, and of which nobody has said that they are taken care of.
-fn paid_twice(receipts: &[ReceiptRow]) -> BTreeSet<&str> {
-    let trades = |outcome: &str| -> BTreeSet<&str> {
+/// The payments beyond the order's own, and of which nobody has said that they are taken care of. An older version called a payment
+/// one too many that the order has adopted since.
+fn paid_twice<'a>(order: &OrderRow, receipts: &'a [ReceiptRow]) -> BTreeSet<&'a str> {
+    let trades = |outcome: &str| -> BTreeSet<&'a str> {
         let of_outcome = receipts.iter().filter(|receipt| receipt.outcome == outcome);
         of_outcome.map(|receipt| receipt.trade_no.as_str()).collect()
     };
-    &trades("paid_again") - &trades("acknowledged")
+    let mut again = &trades("paid_again") - &trades("acknowledged");
+    again.retain(|trade_no| order.trade_no.as_deref() != Some(*trade_no));
+    again
 }

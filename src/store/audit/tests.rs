@@ -99,6 +99,21 @@ async fn healthy_books_audit_clean_and_stay_as_they_are() {
     assert!(std::fs::read(&path).unwrap() == before, "the audit wrote to the database");
 }
 
+/// Before version 4, the first payment of an order that was settled by hand was one too many; sent again, it is adopted.
+#[tokio::test]
+async fn a_payment_that_is_the_orders_own_by_now_is_not_one_too_many() {
+    let books = Books::healthy().await;
+    books.damage(
+        "INSERT INTO receipts (id, received_at_ms, source, outcome, merchant, order_no, trade_no, order_id, payload)
+         VALUES (99, 0, 'notify', 'paid_again', '1002', 'BYHAND5', 'T9', 5, x'')",
+    );
+    assert_eq!(told(&books.audit().await), ["paid_again: orders 5 paid_twice"]);
+    let store = Store::open(&books.url()).await.unwrap();
+    store.settle(paid("BYHAND5", "T9")).await.unwrap();
+    store.close().await.unwrap();
+    assert_eq!(told(&books.audit().await), [""; 0]);
+}
+
 #[tokio::test]
 async fn each_kind_of_damage_is_found_and_named() {
     for (damage, expected) in [

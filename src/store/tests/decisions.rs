@@ -66,6 +66,9 @@ async fn a_person_chooses_among_proved_payments_and_what_they_type_beside_is_a_n
     let refused = store.settle_by_hand(by_hand("A1"), typed("T9")).await.unwrap_err();
     assert!(matches!(refused, StoreError::ChoosePayment { .. }), "{refused:?}");
     assert_eq!(store.settle_by_hand(by_hand("A1"), typed("T1")).await.unwrap().trade_no.as_deref(), Some("T1"));
+    let trouble = store.trouble(0, i64::MAX).await.unwrap();
+    let second = trouble.iter().find(|trouble| trouble.kind == "paid_again").unwrap();
+    assert_eq!((second.due, second.paid), (Amount::from_fen(3600), Amount::from_fen(1)), "an alert tells both");
     assert_eq!(store.acknowledge(by_hand("A1"), None).await.unwrap(), ["T2"], "the other one is a second payment");
     let known = store.settle_by_hand(by_hand("A2"), PaymentOfDecision::default()).await.unwrap();
     assert_eq!(known.trade_no.as_deref(), Some("T3"));

@@ -137,6 +137,7 @@ fn every_story_has_its_verdict() {
         (paid().told(DeliveryState::Failed), V::CreditedUntold),
         (paid().received("paid_again", "T2"), V::PaidAgain),
         (paid().received("paid_again", "T2").received("acknowledged", "T2"), V::Credited),
+        (paid().received("paid_again", "T1").with_order(|order| order.trade_no = Some("T1".into())), V::Credited),
         (paid().received("paid_again", "T2").received("paid_again", "T3").received("acknowledged", "T2"), V::PaidAgain),
         (paid().refund(RefundState::Unclear), V::RefundUnclear),
         (paid().refund(RefundState::Requested), V::RefundUnclear),
