@@ -63,6 +63,8 @@ named_enum! {
     Alert {
         /// A payment became that of an order which a person had settled.
         Adopted = "adopted",
+        /// The gateway says that the payment was refunded.
+        Refunded = "refunded",
         /// A notification has a status that nobody knows, and its gateway cannot be asked what it means.
         StatusUnclear = "status_unclear",
     }
@@ -290,7 +292,7 @@ fn decide_unsettled(claim: &Claim, order: &Payable, trade_used: bool, policy: Po
     };
     let held = |reason| review(Outcome::Held, reason);
     if claim.payment == PaymentState::Refunded || order.hold == Some(Hold::Refunded) {
-        return held(ReviewReason::Refunded);
+        return Decision { alert: Some(Alert::Refunded), ..held(ReviewReason::Refunded) };
     }
     if claim.amount != Some(order.amount) {
         return review(Outcome::AmountMismatch, ReviewReason::Amount);
@@ -584,15 +586,19 @@ mod tests {
             Case::of("a payment that was refunded before", Pending)
                 .with(on_hold(Hold::Refunded))
                 .with(|c| c.claim.proof = proof)
-                .is(Outcome::Held, refunded);
+                .alerts(Outcome::Held, refunded, Alert::Refunded);
         }
         let now_refunded = |c: &mut Case| {
             (c.claim.payment, c.claim.proof) = (PaymentState::Refunded, ClaimProof::Gateway);
         };
         for status in [Pending, Cancelled] {
-            Case::of("the gateway says refunded", status).with(now_refunded).is(Outcome::Held, refunded);
+            Case::of("the gateway says refunded", status).with(now_refunded).alerts(
+                Outcome::Held,
+                refunded,
+                Alert::Refunded,
+            );
         }
-        Case::of("in review, refunded", Review).with(now_refunded).is(Outcome::Held, Nothing);
+        Case::of("in review, refunded", Review).with(now_refunded).alerts(Outcome::Held, Nothing, Alert::Refunded);
         for status in [Paid, Refunded] {
             Case::of("settled, refunded there", status).with(now_refunded).is(Outcome::NotPaid, Nothing);
         }

@@ -187,8 +187,16 @@ mod tests {
 
     #[test]
     fn every_kind_of_trouble_has_a_text() {
-        let kinds =
-            ["adopted", "amount_mismatch", "held", "paid_again", "status_unclear", "trade_reused", "unknown_order"];
+        let kinds = [
+            "adopted",
+            "amount_mismatch",
+            "held",
+            "paid_again",
+            "refunded",
+            "status_unclear",
+            "trade_reused",
+            "unknown_order",
+        ];
         let due = Amount::from_fen(3600);
         let paid = Amount::from_fen(360);
         let trouble = |kind: &str| Trouble { kind: kind.to_owned(), count: 3, order_no: "ORDER\n1".into(), due, paid };

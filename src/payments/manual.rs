@@ -6,8 +6,9 @@ use rust_i18n::t;
 
 use crate::channel::epay::client::{GatewayError, Verdict};
 use crate::domain::order::{Order, OrderStatus};
+use crate::domain::settlement::{LatePolicy, Policy};
 use crate::payments::gateways::{AskError, Gateways, name_of};
-use crate::store::{ByHand, Cause, PaymentOfDecision, Store, StoreError};
+use crate::store::{ByHand, Cause, PaymentOfDecision, Settle, Store, StoreError};
 
 /// How long the question may take.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -66,6 +67,17 @@ pub(crate) async fn settle(
             Ok((Verdict::Paid { trade_no, .. }, _)) => proved = Some(trade_no),
             Ok((Verdict::Contradicts(field), _)) => remark = Some(GatewayError::Contradicts(field).to_string()),
             Ok((Verdict::Unknown(status), _)) => remark = Some(format!("status {status}")),
+            Ok((verdict @ Verdict::Refunded { .. }, answer)) if !force => {
+                // The order waits for a person from now on, and its receipt says why.
+                let word = name_of(&verdict);
+                let policy = Policy { late: LatePolicy::Credit, can_ask: true };
+                if let Some(settle) = Settle::by_answer(&order, &verdict, answer, policy, decision.at) {
+                    store.settle(settle).await?;
+                }
+                return refuse(word);
+            }
+            // A replay of this payment's callback is a duplicate then, and no second payment.
+            Ok((Verdict::Refunded { trade_no, .. }, _)) if typed.is_none() => proved = Some(trade_no),
             Ok((verdict, _)) if !force => return refuse(name_of(&verdict)),
             Err(AskError::Gateway(GatewayError::UnknownOrder)) if !force => return refuse("unknown_order".into()),
             Ok(_) | Err(AskError::NoGateway | AskError::Gateway(GatewayError::UnknownOrder)) => {}

@@ -9,7 +9,7 @@ use crate::domain::order::{Hold, Order, OrderStatus};
 
 /// How long after an unconfirmed notification its order is asked about at the earliest: whoever sends it again and again must not
 /// make us ask again and again.
-const ASK_PAUSE_MS: i64 = 5_000;
+const ASK_PAUSE_MS: i64 = 10_000;
 /// How much of an answer is kept.
 const DETAIL_CHARS_MAX: usize = 1000;
 
@@ -211,8 +211,10 @@ fn keep_answer(db: &Connection, answered: &Answered) -> Result<(), StoreError> {
         db.prepare_cached("INSERT INTO answers (order_id, asked_at_ms, cause, answer, detail) VALUES (?, ?, ?, ?, ?)")?
             .execute(params![order_id, answered.at.ms(), answered.cause.name(), answered.answer, detail])?;
         if let Some(hold) = answered.hold {
-            db.prepare_cached("UPDATE orders SET hold = ? WHERE id = ? AND paid_at_ms IS NULL")?
-                .execute(params![hold.name(), order_id])?;
+            db.prepare_cached(
+                "UPDATE orders SET hold = ? WHERE id = ? AND paid_at_ms IS NULL AND hold IS NOT 'refunded'",
+            )?
+            .execute(params![hold.name(), order_id])?;
         }
     }
     Ok(())

@@ -273,11 +273,11 @@ fn settle_by_hand(
     Ok(order_of(db, &decision.order_no)?.1)
 }
 
-/// The proved payments that wait for a person's decision about their order.
+/// The proved payments that wait for a person's decision about their order. A refunded one does not: its money has gone back.
 fn waiting_payments(db: &Connection, order_id: i64) -> rusqlite::Result<BTreeSet<String>> {
     db.prepare_cached(
         "SELECT DISTINCT trade_no FROM receipts
-         WHERE order_id = ? AND outcome IN ('amount_mismatch', 'held') AND trade_no <> ''",
+         WHERE order_id = ? AND outcome IN ('amount_mismatch', 'held') AND trade_no <> '' AND alert IS NOT 'refunded'",
     )?
     .query_map([order_id], |row| row.get(0))?
     .collect()

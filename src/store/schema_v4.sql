@@ -12,7 +12,7 @@ ALTER TABLE orders ADD COLUMN hold TEXT CHECK (
 -- The amount that a notification or an answer tells; NULL where it cannot be read.
 ALTER TABLE receipts ADD COLUMN amount_fen INTEGER;
 -- An alert that does not follow from the outcome.
-ALTER TABLE receipts ADD COLUMN alert TEXT CHECK (alert = 'adopted' OR alert = 'status_unclear');
+ALTER TABLE receipts ADD COLUMN alert TEXT CHECK (alert = 'adopted' OR alert = 'refunded' OR alert = 'status_unclear');
 
 DROP TRIGGER orders_keep_their_settlement;
 CREATE TRIGGER orders_keep_their_settlement BEFORE UPDATE OF trade_no, settled_by, paid_at_ms, paid_outside ON orders

@@ -235,6 +235,7 @@ impl Books {
                     "paid" | "refunded" => {
                         order.settled_by.as_deref() == Some("manual")
                             && (receipt.trade_no.is_empty()
+                                || receipt.alert.as_deref() == Some("refunded")
                                 || order.trade_no.as_ref() == Some(&receipt.trade_no)
                                 || is_told_of("paid_again"))
                     }

@@ -14,7 +14,7 @@ use crate::store::{Attempt, PaymentOfDecision, RefundState};
 /// How long a message that is claimed stays away.
 pub(super) const LEASE_MS: i64 = 30_000;
 /// How long after an answer the next question may come because of a notification.
-const ASK_PAUSE_MS: i64 = 5_000;
+const ASK_PAUSE_MS: i64 = 10_000;
 
 /// What the store does not do when it says so.
 pub(super) const FAILED: &str = "failed";
@@ -87,7 +87,8 @@ impl Model {
                 if let Some(order) = self.books.orders.get_mut(order_no) {
                     self.books.answers.push((order_no.clone(), at.ms(), answer.clone()));
                     let is_hold = matches!(answer.as_str(), "frozen" | "pre_authorised" | "refunded");
-                    if is_hold && order.paid_at.is_none() {
+                    let is_refunded = order.hold.as_deref() == Some("refunded");
+                    if is_hold && order.paid_at.is_none() && !is_refunded {
                         order.hold = Some(answer.clone());
                     }
                 }
@@ -274,6 +275,9 @@ impl Model {
         let (outcome, reason) = self.outcome(told, policy, proof, now);
         let mut alert = None;
         let own = self.books.orders.get_mut(&told.order_no).filter(|order| order.merchant == told.merchant);
+        if outcome == "held" && reason == "refunded" {
+            alert = Some("refunded".to_owned());
+        }
         match (outcome, own) {
             ("settled", _) => self.pay(&told.order_no, told.trade_no.clone(), source, false, now),
             ("duplicate", Some(order)) if order.trade_no.is_none() => {
@@ -408,6 +412,7 @@ impl Model {
                 && receipt.order_no == order_no
                 && matches!(receipt.outcome.as_str(), "amount_mismatch" | "held")
                 && !receipt.trade_no.is_empty()
+                && receipt.alert.as_deref() != Some("refunded")
         };
         let waiting = self.books.receipts.iter().filter(is_waiting).map(|receipt| receipt.trade_no.clone());
         let waiting: BTreeSet<String> = waiting.chain(payment.proved.clone()).collect();

@@ -1,7 +1,7 @@
 //! Decisions of people and answers of gateways about orders.
 
 use super::*;
-use crate::domain::order::Hold;
+use crate::domain::order::{Hold, PaymentState};
 
 fn by_hand(order_no: &str) -> ByHand {
     ByHand { order_no: order_no.into(), reason: "because".into(), at: Timestamp::from_ms(NOW + 500) }
@@ -132,4 +132,32 @@ async fn the_schema_lets_a_settlement_change_only_by_an_adoption() {
     }
     assert!(change("HAND", "trade_no = 'T2'"));
     assert!(!change("HAND", "trade_no = 'T3'"), "once");
+}
+
+#[tokio::test]
+async fn a_refunded_payment_does_not_wait_for_a_decision_and_no_answer_undoes_it() {
+    let fixture = Fixture::new().await;
+    let store = &fixture.store;
+    store.create_order(new_order("A1", 1001)).await.unwrap();
+    let mut refunded = settle("A1", "T1");
+    (refunded.claim.payment, refunded.claim.proof) = (PaymentState::Refunded, ClaimProof::Gateway);
+    assert_eq!(store.settle(refunded).await.unwrap().outcome, Outcome::Held);
+    for hold in [Hold::Refunded, Hold::Frozen] {
+        let answered = Answered {
+            order_no: "A1".into(),
+            at: Timestamp::from_ms(NOW),
+            cause: Cause::Reconcile,
+            answer: hold.name().into(),
+            detail: String::new(),
+            hold: Some(hold),
+        };
+        store.keep_answer(answered).await.unwrap();
+        assert_eq!(store.order("A1").await.unwrap().unwrap().hold, Some(Hold::Refunded), "{hold}");
+    }
+    let trouble = store.trouble(0, i64::MAX).await.unwrap();
+    assert_eq!(trouble.iter().map(|trouble| trouble.kind.as_str()).collect::<Vec<_>>(), ["refunded"]);
+    let paid = PaymentOfDecision { proved: Some("T2".into()), ..PaymentOfDecision::default() };
+    let order = store.settle_by_hand(by_hand("A1"), paid).await.unwrap();
+    assert_eq!(order.trade_no.as_deref(), Some("T2"), "nothing to choose: T1 has gone back");
+    assert!(matches!(store.acknowledge(by_hand("A1"), None).await, Err(StoreError::NotPaidAgain(_))));
 }
