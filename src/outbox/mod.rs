@@ -160,15 +160,18 @@ impl<C: Courier> Desk<C> {
         let Some(route) = self.courier.route().await? else { return Ok(LOOK_EVERY) };
         let route = Arc::new(route);
         let now = Timestamp::now();
-        if self.store.next_due(C::CHANNEL).await?.is_some_and(|due_at| due_at <= now) {
-            self.give_up_old(now).await?;
-            let room = u32::try_from(room).unwrap_or(u32::MAX);
-            for delivery in self.store.claim_due(C::CHANNEL, now, LEASE, room).await? {
-                under_way.spawn(Arc::clone(self).deliver(Arc::clone(&route), delivery));
-            }
-        }
+        // Without a look first, an idle service would write all the time.
         let next_due = self.store.next_due(C::CHANNEL).await?;
-        Ok(next_due.map_or(LOOK_EVERY, |due_at| until(due_at).min(LOOK_EVERY)))
+        if next_due.is_none_or(|due_at| due_at > now) {
+            return Ok(next_due.map_or(LOOK_EVERY, |due_at| until(due_at).min(LOOK_EVERY)));
+        }
+        self.give_up_old(now).await?;
+        let room = u32::try_from(room).unwrap_or(u32::MAX);
+        for delivery in self.store.claim_due(C::CHANNEL, now, LEASE, room).await? {
+            under_way.spawn(Arc::clone(self).deliver(Arc::clone(&route), delivery));
+        }
+        // There may be more, for which the next round looks.
+        Ok(Duration::ZERO)
     }
 
     async fn give_up_old(&self, now: Timestamp) -> Result<(), StoreError> {

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension};
 use super::ledger::{self, Entry};
 use super::outbox::{self, Tidings};
 use super::settle::{self, Claimed};
-use super::{QUEUE_MAX, Settle, Settlement, Store, StoreError, blocking, lock};
+use super::{QUEUE_MAX, Settle, Settlement, Store, StoreError, blocking, lock, schema};
 use crate::config::DatabaseUrl;
 use crate::domain::settlement::{ClaimProof, Outcome};
 
@@ -183,7 +183,7 @@ impl Store {
         let store = blocking(move || {
             HOOKS_WANTED.set(true);
             ANY_SCHEMA.set(bug.is_some());
-            let opened = Self::open_file(&path, QUEUE_MAX);
+            let opened = schema::open(&path).and_then(|opened| Self::start(opened, QUEUE_MAX));
             HOOKS_WANTED.set(false);
             ANY_SCHEMA.set(false);
             opened

@@ -62,6 +62,7 @@ pub(crate) use inspection::Inspection;
 use job::Job;
 pub(crate) use memory::Trouble;
 pub(crate) use outbox::{Attempt, Channel, Delivery, DeliveryFilter, DeliveryState, News};
+use place::Place;
 use queue::{PushError, Queue};
 use readers::Readers;
 pub(crate) use reconciliation::{Answered, Cause, Question};
@@ -396,21 +397,22 @@ impl Store {
     /// Opens the database; creates it, with its directory, where there is none, and brings its schema up to date.
     pub async fn open(url: &DatabaseUrl) -> Result<Self, StoreError> {
         let DatabaseUrl::Sqlite(path) = url.clone();
-        blocking(move || Self::open_file(&path, QUEUE_MAX)).await
+        blocking(move || Self::start(schema::open(&path)?, QUEUE_MAX)).await
     }
 
-    /// Opens a database that must be there already.
+    /// Opens a database that must be there already, and leaves its schema as it is: an older service may be running on it.
     pub async fn open_existing(url: &DatabaseUrl) -> Result<Self, StoreError> {
-        let DatabaseUrl::Sqlite(path) = url;
-        match path.try_exists() {
-            Ok(true) => Self::open(url).await,
-            Ok(false) => Err(StoreError::Missing(path.clone())),
-            Err(error) => Err(StoreError::cannot_open(path, &error)),
-        }
+        let DatabaseUrl::Sqlite(path) = url.clone();
+        blocking(move || match path.try_exists() {
+            Ok(true) => Self::start(schema::open_existing(&path)?, QUEUE_MAX),
+            Ok(false) => Err(StoreError::Missing(path)),
+            Err(error) => Err(StoreError::cannot_open(&path, &error)),
+        })
+        .await
     }
 
-    fn open_file(path: &Path, queue_max: usize) -> Result<Self, StoreError> {
-        let (connection, place) = schema::open(path)?;
+    /// Starts the writer on a database that is open.
+    fn start((connection, place): (Connection, Place), queue_max: usize) -> Result<Self, StoreError> {
         #[cfg(test)]
         let (connection, faults) = faults::Faults::install(connection)?;
         let readers = Arc::new(Readers::new(place.clone()));

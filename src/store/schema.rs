@@ -67,17 +67,24 @@ pub(super) fn open(path: &Path) -> Result<(Connection, Place), StoreError> {
     }
     // SQLite would make it with a mode that the umask decides on, and its log and index have the mode of the database.
     files::create_unopened(path).map_err(cannot_open)?;
-    open_with(path, OpenFlags::SQLITE_OPEN_CREATE)
+    open_as(path, Opening::Create)
 }
 
-/// Opens the database for writing, which must be there.
+/// Opens the database for writing. It must be there and up to date: only the service and the creation of an order bring a schema
+/// up to date, because an older service may be running on it.
 pub(super) fn open_existing(path: &Path) -> Result<(Connection, Place), StoreError> {
-    open_with(path, OpenFlags::empty())
+    open_as(path, Opening::Existing)
 }
 
-fn open_with(path: &Path, flags: OpenFlags) -> Result<(Connection, Place), StoreError> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Opening {
+    Create,
+    Existing,
+}
+
+fn open_as(path: &Path, opening: Opening) -> Result<(Connection, Place), StoreError> {
     let cannot_open = |cause: String, denied| StoreError::CannotOpen { path: path.to_owned(), cause, denied };
-    let db = prepare(path, flags).map_err(|error| match error {
+    let db = prepare(path, opening).map_err(|error| match error {
         OpenError::Refused(refusal) => refusal,
         OpenError::ReadOnly => {
             let cause = cause_in_the_file_system(path).unwrap_or_else(|| io::ErrorKind::ReadOnlyFilesystem.into());
@@ -218,7 +225,8 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     Ok(db)
 }
 
-fn prepare(path: &Path, flags: OpenFlags) -> Result<Connection, OpenError> {
+fn prepare(path: &Path, opening: Opening) -> Result<Connection, OpenError> {
+    let flags = if opening == Opening::Create { OpenFlags::SQLITE_OPEN_CREATE } else { OpenFlags::empty() };
     let mut db = connect(path, flags)?;
     // SQLite opens what it may only read all the same, and would fail with every payment. Not even the write-ahead log may come
     // into being: it would be read-only as well.
@@ -230,6 +238,11 @@ fn prepare(path: &Path, flags: OpenFlags) -> Result<Connection, OpenError> {
     let snapshot = db.transaction()?;
     let version = check(&snapshot, path)?;
     snapshot.commit()?;
+    if opening == Opening::Existing && version < VERSION {
+        let path = path.to_owned();
+        let older = StoreError::Older { path: path.clone(), found: version, known: VERSION };
+        return Err(OpenError::Refused(if version == 0 { StoreError::Missing(path) } else { older }));
+    }
     close_to_others(path)?;
     switch_to_wal(&db)?;
     db.pragma_update(None, "synchronous", "FULL")?;

@@ -314,7 +314,7 @@ async fn a_flood_of_rejections_leaves_the_newest() {
 async fn a_full_queue_refuses_at_once_and_a_lock_fails_honestly() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("x.db");
-    let store = Store::open_file(&path, 8).unwrap();
+    let store = Store::start(schema::open(&path).unwrap(), 8).unwrap();
     store.create_order(new_order("A1", 1001)).await.unwrap();
     let other = Connection::open(&path).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();

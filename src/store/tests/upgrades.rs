@@ -69,3 +69,24 @@ async fn what_gateways_answered_before_the_upgrade_is_state() {
         assert_eq!(store.settle(callback).await.unwrap().outcome, outcome, "{order_no}");
     }
 }
+
+/// An older service may be running on it, and would fail with every payment.
+#[tokio::test]
+async fn a_command_leaves_an_older_database_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("x.db");
+    std::fs::write(&path, "").unwrap();
+    assert!(matches!(Store::open_existing(&url(&directory)).await, Err(StoreError::Missing(_))), "an empty file");
+    for version in 1..schema::VERSION {
+        let _ = std::fs::remove_file(&path);
+        let old = Connection::open(&path).unwrap();
+        schema::migrate_to(&old, version).unwrap();
+        drop(old);
+        let before = std::fs::read(&path).unwrap();
+        let refused = Store::open_existing(&url(&directory)).await.err().unwrap();
+        assert!(matches!(refused, StoreError::Older { found, .. } if found == version), "{refused}");
+        assert!(std::fs::read(&path).unwrap() == before, "version {version} was changed");
+    }
+    Store::open(&url(&directory)).await.unwrap().close().await.unwrap();
+    Store::open_existing(&url(&directory)).await.unwrap().close().await.unwrap();
+}
