@@ -1,4 +1,4 @@
-//! What is true without any I/O: money, time, orders, and the decision that a payment meets. No protocol, no SQL, no HTTP.
+//! Facts and rules without any I/O: money, time, orders, and the decision that a payment meets. No protocol, no SQL, no HTTP.
 
 pub(crate) mod clock;
 pub(crate) mod language;

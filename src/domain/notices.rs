@@ -9,7 +9,7 @@ use super::named::named_enum;
 const DETAIL_CHARS_MAX: usize = 200;
 
 named_enum! {
-    /// What the operator should hear of that no receipt tells.
+    /// Alerts that leave no receipt.
     NoticeKind {
         /// A gateway does not accept our key.
         GatewayRefused = "gateway_refused",
@@ -22,7 +22,7 @@ named_enum! {
     }
 }
 
-/// What other parts want the operator to hear of. A clone shares it.
+/// Alerts that wait to be told. A clone shares them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Notices(Arc<Mutex<HashMap<NoticeKind, Notice>>>);
 
@@ -31,7 +31,7 @@ pub(crate) struct Notices(Arc<Mutex<HashMap<NoticeKind, Notice>>>);
 pub(crate) struct Notice {
     /// How often it happened.
     pub count: u32,
-    /// What was said the last time.
+    /// The detail of the last time.
     pub detail: String,
 }
 
@@ -44,7 +44,7 @@ impl Notices {
         notice.detail = detail.chars().take(DETAIL_CHARS_MAX).collect();
     }
 
-    /// All that waits to be told.
+    /// The notices that wait to be told.
     pub(crate) fn waiting(&self) -> Vec<(NoticeKind, Notice)> {
         let waiting = self.lock();
         NoticeKind::ALL.iter().filter_map(|kind| Some((*kind, waiting.get(kind)?.clone()))).collect()

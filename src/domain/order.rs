@@ -229,7 +229,7 @@ impl Order {
         self.stored_status.at(now, self.terms.expires_at)
     }
 
-    /// Where the buyer can pay; none once paying would be a mistake: money for such an order needs a person.
+    /// The payment page, as long as the order can be paid. Money for any other order would need a person.
     pub fn open_pay_page(&self, now: Timestamp) -> Option<&PayPage> {
         let is_open = matches!(self.status(now), OrderStatus::Pending | OrderStatus::Expired);
         self.pay_page.as_ref().filter(|_| is_open)

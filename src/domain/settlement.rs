@@ -81,7 +81,7 @@ pub enum ClaimProof {
     Gateway,
 }
 
-/// What a gateway says of a payment, by a notification or by an answer.
+/// A payment as a gateway tells it, by a notification or by an answer.
 #[derive(Clone, Debug)]
 pub struct Claim {
     /// The merchant that the source speaks for.
@@ -94,7 +94,7 @@ pub struct Claim {
     pub amount: Option<Amount>,
     /// Whether anything was paid at all.
     pub payment: PaymentState,
-    /// What came back as `param`, if anything.
+    /// The `param` as it came back, if any.
     pub param: Option<Echo>,
     /// How it is proved.
     pub proof: ClaimProof,
@@ -129,7 +129,7 @@ impl Echo {
 }
 
 named_enum! {
-    /// What to do with money for an order that expired unpaid.
+    /// Rule for money that comes after its order expired.
     LatePolicy {
         /// Give the credits all the same.
         Credit = "credit",
@@ -141,13 +141,13 @@ named_enum! {
 /// The operator's rules for a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// What happens to money that comes late.
+    /// The rule for money that comes late.
     pub late: LatePolicy,
     /// Whether the merchant's gateway can be asked about an order.
     pub can_ask: bool,
 }
 
-/// What has to be written about the order, in the same transaction as the receipt.
+/// The change to the order, written in the same transaction as the receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     /// The order stays as it is.
@@ -165,11 +165,11 @@ pub(crate) enum Effect {
 /// A decision: its name, and what it changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Decision {
-    /// What it is called.
+    /// Its name.
     pub outcome: Outcome,
-    /// What it changes.
+    /// The change to the order.
     pub effect: Effect,
-    /// What the operator hears of it beside the outcome.
+    /// An alert that does not follow from the outcome.
     pub alert: Option<Alert>,
 }
 
@@ -184,9 +184,9 @@ impl Decision {
 pub(crate) struct Payable {
     /// The merchant whose word counts.
     pub merchant: String,
-    /// What it costs.
+    /// Its price.
     pub amount: Amount,
-    /// What was sent as `param`.
+    /// The `param` that was sent.
     pub param: Option<String>,
     /// When it counts as expired.
     pub expires_at: Timestamp,
@@ -194,7 +194,7 @@ pub(crate) struct Payable {
     pub stored_status: OrderStatus,
     /// The payment that settled it.
     pub trade_no: Option<String>,
-    /// What settled it.
+    /// The source that settled it.
     pub settled_by: Option<SettledBy>,
     /// Whether a person settled it because the money came by another way than the gateway.
     pub paid_outside: bool,

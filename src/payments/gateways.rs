@@ -376,7 +376,7 @@ mod tests {
         assert_eq!(shop.order().await.hold, None);
     }
 
-    /// What is acted on without being stored could be undone by the next callback.
+    /// An answer that is acted on without being stored could be undone by the next callback.
     #[tokio::test]
     async fn an_answer_that_cannot_be_stored_is_none() {
         let shop = Shop::open(&[&answer(1, "T1")]).await;

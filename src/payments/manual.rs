@@ -44,7 +44,7 @@ pub(crate) enum SettleError {
     GatewaySaysNo {
         /// The order.
         order_no: String,
-        /// What the gateway said.
+        /// The gateway's answer in a word.
         answer: String,
     },
 }

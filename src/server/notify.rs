@@ -284,7 +284,7 @@ async fn confirm(claim: &mut Claim, proof: Proof, query_above: Option<Amount>, s
     claim.payment = payment;
     claim.trade_no = Some(trade_no);
     claim.proof = ClaimProof::Gateway;
-    // Where the signature has to prove as well, both amounts have to be the order's.
+    // A merchant who wants the signature as well gets both amounts compared with the order's.
     if proof == Proof::Query || claim.amount == Some(order.terms.amount) {
         claim.amount = Some(amount);
     }

@@ -125,7 +125,7 @@ fn verdict<T>(result: Option<Result<T, StoreError>>, committed: &Result<(), Stor
     match (result, committed) {
         (Some(result), Ok(())) => result,
         (Some(result), Err(error)) => result.and(Err(error.clone())),
-        // It never ran, and its transaction has failed.
+        // The job never ran, and its transaction has failed.
         (None, Err(error)) => Err(error.clone()),
         (None, Ok(())) => Err(StoreError::Closed),
     }

@@ -14,7 +14,7 @@ pub(crate) struct Trouble {
     pub count: u32,
     /// The order of the newest of them, as the gateway named it.
     pub order_no: String,
-    /// What that order costs, where it is known here.
+    /// The price of that order, where it is known here.
     pub due: Option<Amount>,
     /// The amount of its payment, where it can be read.
     pub paid: Option<Amount>,

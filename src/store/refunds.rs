@@ -54,7 +54,7 @@ pub(crate) struct ByHand {
     pub at: Timestamp,
 }
 
-/// What is known of the payment for which a person settles an order.
+/// The payment for which a person settles an order, as far as it is known.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PaymentOfDecision {
     /// The payment that the gateway has just called paid.

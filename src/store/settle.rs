@@ -59,7 +59,7 @@ fn settle_one<'a>(
         Some(order) if order.payable.trade_no.is_none() || order.payable.trade_no != claim.trade_no => {
             found.order_settled_by(settle)?.is_some_and(|other| other != order.id)
         }
-        // It is this order's own payment, or there is no order.
+        // The payment is this order's own, or there is no order.
         _ => false,
     };
     let decision = decide(claim, order.as_ref().map(|order| &order.payable), trade_used, settle.policy, now);

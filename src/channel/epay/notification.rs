@@ -66,7 +66,7 @@ pub(crate) struct Notification {
     pub trade_no: Option<String>,
     /// The amount paid; `None` where it is absent, or no decimal number of whole fen.
     pub money: Option<Amount>,
-    /// What `trade_status` says: `TRADE_SUCCESS` and nothing else means that money came.
+    /// The state by `trade_status`: `TRADE_SUCCESS` and nothing else means that money came.
     pub payment: PaymentState,
     /// What we sent as `param`, as it came back (perhaps HTML-escaped); `None` where it is blank.
     pub param: Option<String>,
@@ -75,7 +75,7 @@ pub(crate) struct Notification {
 }
 
 impl Notification {
-    /// What the notification claims, proved by its signature.
+    /// The claim that the notification makes, proved by its signature.
     pub(crate) fn claim(self) -> Claim {
         Claim {
             merchant: self.pid,
@@ -159,7 +159,7 @@ impl<'a> Unverified<'a> {
     }
 }
 
-/// What a `trade_status` says. The words for "not paid" are those that gateways are known to send to a `notify_url`.
+/// The state that a `trade_status` stands for. The words for "not paid" are those that gateways are known to send to a `notify_url`.
 fn payment_state(trade_status: Option<&str>) -> PaymentState {
     match trade_status {
         Some("TRADE_SUCCESS") => PaymentState::Paid,

@@ -102,7 +102,7 @@ async fn the_gateways_answer_holds_an_order_until_the_gateway_says_paid() {
     }
 }
 
-/// What another program must not do to the number of the payment, and what it may.
+/// Another program may write the number of an adopted payment, and change nothing else.
 #[tokio::test]
 async fn the_schema_lets_a_settlement_change_only_by_an_adoption() {
     let fixture = Fixture::new().await;
