@@ -233,6 +233,7 @@ impl Daemon<'_> {
     }
 
     pub fn signal(&self, signal: Signal) {
+        expect_heard(signal);
         kill(self.pid(), signal).unwrap();
     }
 }
@@ -290,6 +291,14 @@ pub fn find_program(name: &str, package: &str) -> Option<PathBuf> {
     found
 }
 
+/// A signal that the tests ignore is ignored by every process of theirs, too: nohup and background jobs are started so.
+fn expect_heard(signal: Signal) {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    let is_ignored = u64::from_str_radix(ignored.trim(), 16).unwrap() & (1 << (signal as u64 - 1)) != 0;
+    assert!(!is_ignored, "{signal} is ignored here: run env --default-signal=HUP,INT,QUIT cargo test");
+}
+
 /// What a command printed, and how it ended.
 #[derive(Debug)]
 pub struct Outcome {
@@ -329,6 +338,7 @@ impl Process {
     }
 
     pub fn signal(&self, signal: Signal) {
+        expect_heard(signal);
         kill(self.pid(), signal).unwrap();
     }
 
