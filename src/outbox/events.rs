@@ -179,7 +179,7 @@ mod tests {
                 trade_no: is_paid.then(|| "T1".into()),
                 settled_by: is_paid.then_some(SettledBy::Manual),
                 paid_at: is_paid.then_some(at),
-                // It stays with the order when a person has settled it.
+                // The reason stays with the order when a person has settled it.
                 review_reason: Some(ReviewReason::Amount),
                 ..Order::new(NewOrder {
                     order_no: "ORDER1".parse().unwrap(),

@@ -73,7 +73,7 @@ impl Job {
             Self::Settle(settling) => {
                 let Settling { claimed, reply, result } = *settling;
                 drop(claimed);
-                // Whoever asked may have stopped waiting; what is written stays written.
+                // The caller may have stopped waiting. The commit stands all the same.
                 let _ = reply.send(verdict(result, committed));
             }
             Self::Other(step) => step.release(committed),
@@ -115,7 +115,7 @@ impl<T, F: FnOnce(&Connection, bool) -> Result<T, StoreError>> Step for Typed<T,
     }
 
     fn release(self: Box<Self>, committed: &Result<(), StoreError>) {
-        // Whoever asked may have stopped waiting; what is written stays written.
+        // The caller may have stopped waiting. The commit stands all the same.
         let _ = self.reply.send(verdict(self.result, committed));
     }
 }

@@ -286,7 +286,7 @@ fn an_order_is_created_shown_paid_and_its_credits_spent() {
     assert_eq!(service.notify(&Notification::of(number).with("param", "x").form()).1, "success");
     let paid = bot.get(&format!("/v1/orders/{number}")).json();
     assert_eq!((&paid["status"], &paid["settled_by"]), (&json!("paid"), &json!("notify")));
-    // Nobody is sent to pay it once more.
+    // No buyer is sent to pay the order once more.
     assert_eq!((&paid["pay_url"], &paid["pay_kind"], &paid["qr"]), (&Value::Null, &Value::Null, &Value::Null));
     assert_eq!(bot.get(&format!("/v1/orders/{number}/qr.png")).problem(), (404, "no_qr_code".into()));
     assert_eq!(bot.get("/v1/users/1001").json(), json!({ "credits": 70, "orders_paid": 1, "telegram_id": 1001 }));

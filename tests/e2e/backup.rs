@@ -144,7 +144,7 @@ fn a_restore_waits_for_nobody_and_goes_back_to_the_copy() {
     assert_eq!(sandbox.run(&["orders", "show", &lost]).code, 1);
 
     let daemon = sandbox.start();
-    // It may have been settled, refunded or made good since the copy, and there is no gateway to ask.
+    // The order may have been settled, refunded or made good since the copy, and there is no gateway to ask.
     assert_eq!(daemon.notify(&Notification::of(&kept).form()), (200, "fail".into()));
     let settled = sandbox.json(&["orders", "settle", &kept, "--reason", "paid after the backup", "--json"]);
     assert_eq!((&settled["trade_no"], sandbox.credits(1001)), (&json!(format!("T{kept}")), 70));

@@ -62,7 +62,7 @@ impl<'a> Driver<'a> {
             assert_ne!(stdout.read_line(&mut line).unwrap(), 0, "the driver does not start");
         }
         let port: String = line.chars().filter(char::is_ascii_digit).collect();
-        // It tells the port that it has by IPv6, which is 0 where there is no IPv6.
+        // The driver tells its port by IPv6, which is 0 where there is no IPv6.
         let port = port.parse().ok().filter(|port| *port != 0).or_else(|| port_of(process.pid()));
         let address = ([127, 0, 0, 1], port.expect("a port")).into();
         Some(Self { sandbox, process, address, browser, _stdout: stdout })

@@ -141,7 +141,7 @@ fn a_command_makes_the_database_as_private_as_the_service_does() {
 fn files_that_are_open_to_everybody_are_closed_at_the_start_and_that_is_told() {
     let sandbox = Sandbox::new();
     let order = sandbox.order(1001);
-    // Somebody reads it all the time, so that the log and its index stay.
+    // A reader stays open, so that the log and its index stay.
     let reader = sandbox.database();
     reader.execute_batch("BEGIN; SELECT count(*) FROM orders").unwrap();
     fs::create_dir(sandbox.path("logs")).unwrap();

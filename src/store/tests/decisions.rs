@@ -7,6 +7,18 @@ fn by_hand(order_no: &str) -> ByHand {
     ByHand { order_no: order_no.into(), reason: "because".into(), at: Timestamp::from_ms(NOW + 500) }
 }
 
+/// The gateway's answer about order A1 that puts it on hold.
+fn answered(hold: Hold) -> Answered {
+    Answered {
+        order_no: "A1".into(),
+        at: Timestamp::from_ms(NOW),
+        cause: Cause::Reconcile,
+        answer: hold.name().into(),
+        detail: String::new(),
+        hold: Some(hold),
+    }
+}
+
 #[tokio::test]
 async fn an_order_settled_by_hand_gets_the_number_of_its_one_payment_and_keeps_the_rest() {
     let fixture = Fixture::new().await;
@@ -84,15 +96,7 @@ async fn the_gateways_answer_holds_an_order_until_the_gateway_says_paid() {
         let fixture = Fixture::new().await;
         let store = &fixture.store;
         store.create_order(new_order("A1", 1001)).await.unwrap();
-        let answered = Answered {
-            order_no: "A1".into(),
-            at: Timestamp::from_ms(NOW),
-            cause: Cause::Reconcile,
-            answer: hold.name().into(),
-            detail: String::new(),
-            hold: Some(hold),
-        };
-        store.keep_answer(answered).await.unwrap();
+        store.keep_answer(answered(hold)).await.unwrap();
         let mut callback = settle("A1", "T1");
         callback.policy.can_ask = true;
         assert_eq!(store.settle(callback.clone()).await.unwrap().outcome, outcome);
@@ -143,15 +147,7 @@ async fn a_refunded_payment_does_not_wait_for_a_decision_and_no_answer_undoes_it
     (refunded.claim.payment, refunded.claim.proof) = (PaymentState::Refunded, ClaimProof::Gateway);
     assert_eq!(store.settle(refunded).await.unwrap().outcome, Outcome::Held);
     for hold in [Hold::Refunded, Hold::Frozen] {
-        let answered = Answered {
-            order_no: "A1".into(),
-            at: Timestamp::from_ms(NOW),
-            cause: Cause::Reconcile,
-            answer: hold.name().into(),
-            detail: String::new(),
-            hold: Some(hold),
-        };
-        store.keep_answer(answered).await.unwrap();
+        store.keep_answer(answered(hold)).await.unwrap();
         assert_eq!(store.order("A1").await.unwrap().unwrap().hold, Some(Hold::Refunded), "{hold}");
     }
     let trouble = store.trouble(0, i64::MAX).await.unwrap();
