@@ -12,6 +12,20 @@ named_enum! {
     }
 }
 
+/// A value that people read in their language: an error, a finding. Its `Display`, if it has one, is short English for programmers.
+pub(crate) trait Localized {
+    /// The text for people.
+    fn text(&self, language: Language) -> String;
+}
+
+/// A text of the catalogues in a language: `text!(language, "group.key", placeholder = value)`.
+macro_rules! text {
+    ($language:expr, $key:expr $(, $placeholder:ident = $value:expr)* $(,)?) => {
+        ::rust_i18n::t!($key, locale = $language.name() $(, $placeholder = $value)*)
+    };
+}
+pub(crate) use text;
+
 impl Language {
     /// Makes this the language of all texts of this process: there is one for all services in it.
     pub(crate) fn activate(self) {
@@ -29,6 +43,13 @@ impl Language {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_is_in_the_language_that_is_asked_for() {
+        let order = |language: Language| text!(language, "cli.no_such_order", order = "ORDER1").into_owned();
+        assert_ne!(order(Language::Chinese), order(Language::English));
+        assert!(order(Language::Chinese).contains("ORDER1"));
+    }
 
     #[test]
     fn a_tag_is_known_by_its_first_part() {
