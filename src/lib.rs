@@ -49,6 +49,6 @@ pub use domain::clock::Timestamp;
 pub use domain::money::{Amount, AmountError};
 pub use domain::order::{NewOrder, Order, OrderNo, OrderStatus, OrderView, SettledBy, User};
 pub use service::Service;
-pub use store::{Deviation, Grant, OrderFilter, SchemaDifference, Store, StoreError};
+pub use store::{AccountError, Failure, FilesChanged, Grant, OrderFilter, Store, StoreError};
 
 rust_i18n::i18n!("src/locales");

@@ -23,7 +23,8 @@ use crate::outbox::{self, Buyers, Events, tell_admin};
 use crate::payments::gateways::Gateways;
 use crate::payments::reconcile::Reconciler;
 use crate::server::{self, Drained, Phase, Site};
-use crate::store::Store;
+use crate::store::sqlite::maintenance::DatabaseFile;
+use crate::store::{Opening, Store};
 
 /// How often it is looked whether the clock was set back.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
@@ -77,15 +78,14 @@ impl Service {
     pub async fn open(config: Config) -> anyhow::Result<Self> {
         config.language.activate();
         let api_address = config.api.as_ref().map(bind_api).transpose()?;
-        let store = Store::open(&config.database.url).await?;
-        match store.remove_leftovers(&config.database.url).await {
+        let store = Store::open(&config, Opening::Create).await?;
+        match DatabaseFile::of(&config.database.url).remove_leftovers().await {
             Ok(removed) => removed.iter().for_each(|path| {
                 log::warn!(target: "webhookctl::store", "{}", t!("backup.leftover_removed", path = path.display()));
             }),
             // A leftover does no harm to the running service.
             Err(error) => log::warn!(target: "webhookctl::store", "{error}"),
         }
-        store.tell_bot(config.events.is_some());
         log::info!(target: "webhookctl::store", "{}", t!("log.store_ready"));
         log::info!("{}", t!("log.service_ready"));
         let config = Current::new(config);

@@ -10,7 +10,7 @@ use super::request::Asked;
 use super::{Api, Response, json};
 use crate::config::CREDITS_MAX;
 use crate::domain::clock::Timestamp;
-use crate::store::{Booked, Grant, Spend, StoreError};
+use crate::store::{AccountError, Booked, Grant, Spend};
 
 /// How long a reason may be, in characters.
 const REASON_CHARS_MAX: usize = 200;
@@ -34,7 +34,7 @@ struct Changed {
 impl Api {
     pub(super) async fn show_user(&self, telegram_id: &str) -> Result<Response, Problem> {
         let telegram_id = user_of_path(telegram_id)?;
-        let user = self.store.user(telegram_id).await?.ok_or(StoreError::NoSuchUser(telegram_id))?;
+        let user = self.store.user(telegram_id).await?.ok_or(AccountError::NoSuchUser(telegram_id))?;
         Ok(json(StatusCode::OK, &user))
     }
 
@@ -57,13 +57,13 @@ impl Api {
     }
 }
 
-fn changed(telegram_id: i64, change: i64, booked: Result<Booked, StoreError>) -> Result<Response, Problem> {
+fn changed(telegram_id: i64, change: i64, booked: Result<Booked, AccountError>) -> Result<Response, Problem> {
     match booked {
         Ok(Booked { entry, credits_after, repeated }) => {
             let credits = credits_after;
             Ok(json(StatusCode::OK, &Changed { credits, entry, repeated, telegram_id }))
         }
-        Err(StoreError::OutOfBounds { credits, .. }) if change < 0 => {
+        Err(AccountError::OutOfBounds { credits, .. }) if change < 0 => {
             Err(Problem::insufficient_credits(telegram_id, credits))
         }
         Err(error) => Err(error.into()),

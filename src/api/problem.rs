@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{Response, respond};
 use crate::payments::checkout::CheckoutError;
-use crate::store::StoreError;
+use crate::store::{AccountError, StoreError};
 
 /// A request that was not granted.
 #[derive(Debug)]
@@ -112,13 +112,22 @@ impl From<StoreError> for Problem {
         match error {
             StoreError::Overloaded => Self::later("overloaded", t!("api.try_again", cause = text)),
             StoreError::Closed => Self::later("stopping", t!("api.try_again", cause = text)),
-            StoreError::NoSuchUser(_) => Self::new(StatusCode::NOT_FOUND, "no_such_user", text),
-            StoreError::KeyReused => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", text),
-            StoreError::OutOfBounds { .. } => Self::new(StatusCode::CONFLICT, "balance_out_of_bounds", text),
             _ => {
                 log::error!("{}", t!("log.api_failed", cause = text));
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", t!("api.internal"))
             }
+        }
+    }
+}
+
+impl From<AccountError> for Problem {
+    fn from(error: AccountError) -> Self {
+        let text = error.to_string();
+        match error {
+            AccountError::NoSuchUser(_) => Self::new(StatusCode::NOT_FOUND, "no_such_user", text),
+            AccountError::KeyReused => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", text),
+            AccountError::OutOfBounds { .. } => Self::new(StatusCode::CONFLICT, "balance_out_of_bounds", text),
+            AccountError::Store(error) => error.into(),
         }
     }
 }
@@ -139,12 +148,12 @@ mod tests {
     #[test]
     fn what_the_store_refuses_has_a_status_and_a_code() {
         for (error, status, code, retry) in [
-            (StoreError::Overloaded, 503, "overloaded", true),
-            (StoreError::Closed, 503, "stopping", true),
-            (StoreError::NoSuchUser(7), 404, "no_such_user", false),
-            (StoreError::KeyReused, 422, "idempotency_key_reused", false),
-            (StoreError::OutOfBounds { telegram_id: 7, credits: 1 }, 409, "balance_out_of_bounds", false),
-            (StoreError::Failed("disk full at /secret/path".into()), 500, "internal", false),
+            (AccountError::Store(StoreError::Overloaded), 503, "overloaded", true),
+            (StoreError::Closed.into(), 503, "stopping", true),
+            (AccountError::NoSuchUser(7), 404, "no_such_user", false),
+            (AccountError::KeyReused, 422, "idempotency_key_reused", false),
+            (AccountError::OutOfBounds { telegram_id: 7, credits: 1 }, 409, "balance_out_of_bounds", false),
+            (StoreError::failed("disk full at /secret/path").into(), 500, "internal", false),
         ] {
             let problem = Problem::from(error);
             assert_eq!((problem.status.as_u16(), problem.code()), (status, code));

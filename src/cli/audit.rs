@@ -6,7 +6,8 @@ use serde::Serialize;
 use super::output;
 use crate::config::Config;
 use crate::process::exit::{Exit, eprint};
-use crate::store::{Audit, AuditFinding, Store};
+use crate::store::Store;
+use crate::store::audit::{Audit, Finding as AuditFinding};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {

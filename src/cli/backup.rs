@@ -18,7 +18,8 @@ use crate::config::{Config, DatabaseUrl};
 use crate::domain::clock::Timestamp;
 use crate::process::exit::{Exit, eprint};
 use crate::process::pid_file::{LockError, PidFile};
-use crate::store::{Audit, BackupError, Store};
+use crate::store::audit::Audit;
+use crate::store::sqlite::maintenance::{BackupError, DatabaseFile};
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
@@ -67,7 +68,7 @@ async fn create(url: &DatabaseUrl, file: PathBuf, overwrite: bool, json: bool) -
     let file = std::path::absolute(file)?;
     let (bar, is_over) = (output::progress_bar(0, json), Arc::new(AtomicBool::new(false)));
     let (shown, told) = (bar.clone(), Arc::clone(&is_over));
-    let copying = Store::back_up(url, file.clone(), overwrite, move |done, total| {
+    let copying = DatabaseFile::of(url).back_up(file.clone(), overwrite, move |done, total| {
         show(&shown, done, total);
         if told.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
@@ -95,7 +96,7 @@ async fn verify(url: &DatabaseUrl, file: PathBuf, json: bool) -> anyhow::Result<
     let file = std::path::absolute(file)?;
     let bar = output::progress_bar(0, json);
     let shown = bar.clone();
-    let audit = Store::verify(url, file.clone(), move |done, total| show(&shown, done, total)).await;
+    let audit = DatabaseFile::of(url).verify(file.clone(), move |done, total| show(&shown, done, total)).await;
     bar.finish_and_clear();
     let audit = audit?;
     if json {
@@ -121,8 +122,9 @@ async fn restore(config: &Config, file: PathBuf, even_with_findings: bool, json:
     })?;
     let bar = output::progress_bar(0, json);
     let shown = bar.clone();
-    let candidate =
-        Store::candidate(&config.database.url, file.clone(), move |done, total| show(&shown, done, total)).await;
+    let candidate = DatabaseFile::of(&config.database.url)
+        .candidate(file.clone(), move |done, total| show(&shown, done, total))
+        .await;
     bar.finish_and_clear();
     let candidate = match candidate {
         // Nothing of it can be taken.

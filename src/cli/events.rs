@@ -9,7 +9,7 @@ use crate::domain::clock::Timestamp;
 use crate::domain::order::OrderNo;
 use crate::outbox::EVENTS_DISABLED;
 use crate::process::exit::{Exit, eprint};
-use crate::store::{Channel, DeliveryFilter, DeliveryState, Store};
+use crate::store::{Channel, DeliveryFilter, DeliveryState, Opening, Store};
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
@@ -40,7 +40,8 @@ pub(super) struct Replay {
 }
 
 pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exit> {
-    let store = Store::open_existing(&config.database.url).await?;
+    let opening = if matches!(command, Command::List(_)) { Opening::ReadOnly } else { Opening::Existing };
+    let store = Store::open(config, opening).await?;
     if config.events.is_none() {
         eprint(&t!("deliveries.no_events_url"));
     }

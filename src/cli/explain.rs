@@ -12,7 +12,7 @@ use crate::domain::clock::Timestamp;
 use crate::domain::order::OrderView;
 use crate::payments::explain::{Event, EventKind, Explanation, VerdictCode};
 use crate::process::exit::Exit;
-use crate::store::{Store, Story};
+use crate::store::{Opening, Store, Story};
 
 /// How much of a value is shown to a person; `--json` has all of it.
 const VALUE_CHARS_MAX: usize = 2000;
@@ -66,7 +66,7 @@ impl<'a> View<'a> {
 }
 
 pub(super) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result<Exit> {
-    let store = Store::open_existing(&config.database.url).await?;
+    let store = Store::open(config, Opening::ReadOnly).await?;
     let mut stories = store.stories(arguments.number.clone()).await?;
     store.close().await?;
     let is_known = !stories.is_empty();

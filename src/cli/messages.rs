@@ -6,7 +6,7 @@ use super::deliveries::{self, List};
 use crate::config::Config;
 use crate::domain::order::OrderNo;
 use crate::process::exit::{Exit, eprint};
-use crate::store::{Channel, DeliveryFilter, DeliveryState, Store};
+use crate::store::{Channel, DeliveryFilter, DeliveryState, Opening, Store};
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
@@ -37,7 +37,8 @@ pub(super) struct Retry {
 }
 
 pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exit> {
-    let store = Store::open_existing(&config.database.url).await?;
+    let opening = if matches!(command, Command::List(_)) { Opening::ReadOnly } else { Opening::Existing };
+    let store = Store::open(config, opening).await?;
     if config.telegram.token.is_none() {
         eprint(&t!("deliveries.no_token"));
     }

@@ -21,7 +21,7 @@ use crate::domain::secret::Secret;
 use crate::process::exit::{Exit, eprint, usage};
 use crate::process::health::reachable;
 use crate::server::NOTIFY_PATH;
-use crate::store::Store;
+use crate::store::{Opening, Store};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -83,7 +83,7 @@ impl From<SendMethod> for Method {
 }
 
 pub(super) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result<Exit> {
-    let store = Store::open_existing(&config.database.url).await?;
+    let store = Store::open(config, Opening::ReadOnly).await?;
     let order = store.order(&arguments.order_no).await?;
     store.close().await?;
     let callback = signed(&arguments, order.as_ref(), config)?;

@@ -7,7 +7,7 @@ use crate::config::{CREDITS_MAX, Config};
 use crate::domain::clock::Timestamp;
 use crate::domain::order::User;
 use crate::process::exit::Exit;
-use crate::store::{Grant, LedgerEntry, Store, StoreError};
+use crate::store::{AccountError, Grant, LedgerEntry, Opening, Store};
 
 /// How much of a user's history is shown.
 const HISTORY_ENTRIES: u32 = 20;
@@ -39,10 +39,11 @@ pub(super) enum Command {
 }
 
 pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exit> {
-    let store = Store::open_existing(&config.database.url).await?;
+    let opening = if matches!(command, Command::Show { .. }) { Opening::ReadOnly } else { Opening::Existing };
+    let store = Store::open(config, opening).await?;
     let (user, json) = match command {
         Command::Show { telegram_id, json } => {
-            (store.user(telegram_id).await?.ok_or(StoreError::NoSuchUser(telegram_id))?, json)
+            (store.user(telegram_id).await?.ok_or(AccountError::NoSuchUser(telegram_id))?, json)
         }
         Command::Grant { telegram_id, credits, reason, json } => {
             let grant = Grant { telegram_id, credits, reason, at: Timestamp::now() };

@@ -85,12 +85,12 @@ impl Case {
 
 /// A database with orders to settle.
 #[derive(Debug)]
-pub struct Books(store::Bench);
+pub struct Books(store::sqlite::bench::Bench);
 
 impl Books {
     /// A new database in this directory, with so many orders to settle.
     pub fn new(directory: &Path, orders: usize) -> Self {
-        Self(store::Bench::new(&directory.join("bench.db"), orders))
+        Self(store::sqlite::bench::Bench::new(&directory.join("bench.db"), orders))
     }
 
     /// Settles the next `count` orders in one transaction, and commits it to the disk.

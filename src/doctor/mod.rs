@@ -19,7 +19,8 @@ use crate::net::client::Client;
 use crate::process::health::Health;
 use crate::process::pid_file::Record;
 use crate::process::status::{Status, status};
-use crate::store::{Inspection, Store, StoreError};
+use crate::store::OpenError;
+use crate::store::sqlite::maintenance::{DatabaseFile, Inspection};
 
 named_enum! {
     /// What is looked at.
@@ -166,8 +167,8 @@ fn configuration(loaded: &Loaded) -> Check {
 
 async fn database(url: &crate::config::DatabaseUrl) -> Check {
     let check = |state, text: std::borrow::Cow<'_, str>| Check::new(Subject::Database, state, text);
-    match Store::inspect(url).await {
-        Err(StoreError::Missing(_)) => check(State::Skipped, t!("doctor.database_missing")),
+    match DatabaseFile::of(url).inspect().await {
+        Err(OpenError::Missing(_)) => check(State::Skipped, t!("doctor.database_missing")),
         Err(error) => check(State::Problem, error.to_string().into()),
         Ok(Inspection { damages, .. }) if !damages.is_empty() => {
             check(State::Problem, t!("doctor.database_damaged", cause = damages.join("; ")))

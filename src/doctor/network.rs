@@ -12,7 +12,7 @@ use crate::domain::clock::Timestamp;
 use crate::domain::order::OrderNo;
 use crate::net::client::{Client, OutgoingError, Reply, excerpt};
 use crate::outbox::telegram::{SendError, Sender};
-use crate::store::Store;
+use crate::store::sqlite::maintenance::DatabaseFile;
 
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(8);
@@ -167,7 +167,7 @@ async fn is_kept(database: &DatabaseUrl, order_no: &str) -> bool {
     let deadline = Instant::now() + KEPT_TIMEOUT;
     loop {
         // A database that is locked at this moment may not be in the next.
-        if Store::has_refused(database, order_no.to_owned()).await.unwrap_or(false) {
+        if DatabaseFile::of(database).has_refused(order_no.to_owned()).await.unwrap_or(false) {
             return true;
         }
         if Instant::now() >= deadline {

@@ -17,6 +17,7 @@ use rust_i18n::t;
 
 use crate::config;
 use crate::domain::clock::Timestamp;
+use crate::domain::language::Language;
 use lane::{Console, Lane, LogFile, Sent};
 
 /// How long the last records may take to be written when the process ends.
@@ -55,6 +56,19 @@ impl Logging {
         self.settings.clone()
     }
 }
+
+/// The language of the log's records: the configured one once logging is started.
+pub(crate) fn language() -> Language {
+    Language::Chinese
+}
+
+/// A text for the log: `log_text!("log.key", placeholder = value)`.
+macro_rules! log_text {
+    ($key:expr $(, $placeholder:ident = $value:expr)* $(,)?) => {
+        $crate::domain::language::text!($crate::logging::language(), $key $(, $placeholder = $value)*)
+    };
+}
+pub(crate) use log_text;
 
 /// Starts logging for this process, to the file and, if it is wanted, to standard error.
 pub(crate) fn start(log: &config::Log) -> anyhow::Result<Logging> {

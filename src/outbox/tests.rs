@@ -43,7 +43,7 @@ struct Fixture {
 impl Fixture {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&DatabaseUrl::Sqlite(directory.path().join("x.db"))).await.unwrap();
+        let store = fixtures::open(&DatabaseUrl::Sqlite(directory.path().join("x.db"))).await.unwrap();
         let semaphore = || Arc::new(Semaphore::new(0));
         Self { _directory: directory, store, permits: semaphore(), begun: semaphore(), stop: CancellationToken::new() }
     }

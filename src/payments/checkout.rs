@@ -14,7 +14,7 @@ use crate::domain::language::Language;
 use crate::domain::money::Amount;
 use crate::domain::order::{NewOrder, Order, OrderNo, OrderStatus, PayKind, PayPage};
 use crate::payments::gateways::Gateways;
-use crate::store::{Creation, Idempotency, Store, StoreError};
+use crate::store::{AccountError, Creation, Idempotency, Store, StoreError};
 
 /// The payment method where none is named.
 pub(crate) const DEFAULT_PAYMENT_TYPE: &str = "alipay";
@@ -81,7 +81,13 @@ pub(crate) enum CheckoutError {
     Impossible(String),
     /// The store failed.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(#[from] AccountError),
+}
+
+impl From<StoreError> for CheckoutError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error.into())
+    }
 }
 
 /// An order, and how it went with its payment page.

@@ -334,7 +334,7 @@ mod tests {
             let (directory, server) = (tempfile::tempdir().unwrap(), Loopback::start(acts).await);
             let text = format!("[[merchant]]\npid = \"1002\"\nkey = \"k\"\ngateway_url = \"{}\"\n", server.url(""));
             let config = Current::new(Config::from_toml(&text, directory.path()).unwrap());
-            let store = Store::open(&DatabaseUrl::Sqlite(directory.path().join("x.db"))).await.unwrap();
+            let store = fixtures::open(&DatabaseUrl::Sqlite(directory.path().join("x.db"))).await.unwrap();
             store.create_order(fixtures::order("ORDER1", 1001, Timestamp::now())).await.unwrap();
             let gateways = Gateways::new(&config, &store, &Client::new());
             Self { _directory: directory, server, store, gateways }

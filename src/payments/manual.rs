@@ -5,10 +5,11 @@ use std::time::Duration;
 use rust_i18n::t;
 
 use crate::channel::epay::client::{GatewayError, Verdict};
+use crate::domain::decisions::PaymentOfDecision;
 use crate::domain::order::{Order, OrderStatus};
 use crate::domain::settlement::{LatePolicy, Policy};
 use crate::payments::gateways::{AskError, Gateways, name_of};
-use crate::store::{ByHand, Cause, PaymentOfDecision, Settle, Store, StoreError};
+use crate::store::{ByHand, Cause, DecisionError, Settle, Store, StoreError};
 
 /// How long the question may take.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,7 +39,7 @@ pub(crate) struct SettledByHand {
 pub(crate) enum SettleError {
     /// The store refuses or fails.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(#[from] DecisionError),
     /// The gateway says that there is no money, in this word.
     #[error("{}", t!("manual.gateway_says_no", order = order_no, answer = answer))]
     GatewaySaysNo {
@@ -49,6 +50,12 @@ pub(crate) enum SettleError {
     },
 }
 
+impl From<StoreError> for SettleError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error.into())
+    }
+}
+
 /// Settles an order by a person's decision, unless its gateway says that there is no money.
 pub(crate) async fn settle(
     gateways: &Gateways,
@@ -57,7 +64,7 @@ pub(crate) async fn settle(
     options: SettleOptions,
 ) -> Result<SettledByHand, SettleError> {
     let order_no = decision.order_no.clone();
-    let order = store.order(&order_no).await?.ok_or_else(|| StoreError::NoSuchOrder(order_no.clone()))?;
+    let order = store.order(&order_no).await?.ok_or_else(|| DecisionError::NoSuchOrder(order_no.clone()))?;
     let SettleOptions { trade_no: typed, paid_outside, force } = options;
     let (mut proved, mut remark) = (None, None);
     let is_open = matches!(order.stored_status, OrderStatus::Pending | OrderStatus::Review);

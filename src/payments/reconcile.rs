@@ -244,7 +244,7 @@ impl Reconciler {
                 questions.spawn(async move { (reconciler.sweep_one(&order, dry_run).await, order) });
             }
             while let Some(ended) = questions.join_next().await {
-                let (finding, order) = ended.map_err(|error| StoreError::Failed(error.to_string().into()))?;
+                let (finding, order) = ended.map_err(StoreError::failed)?;
                 heard(&order, &finding?);
             }
         }
@@ -326,7 +326,7 @@ mod tests {
     #[tokio::test]
     async fn an_order_with_a_proved_payment_is_asked_about_until_the_gateway_decides() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&DatabaseUrl::Sqlite(directory.path().join("x.db"))).await.unwrap();
+        let store = fixtures::open(&DatabaseUrl::Sqlite(directory.path().join("x.db"))).await.unwrap();
         let text = "[[merchant]]\npid = \"1002\"\nkey = \"k\"\ngateway_url = \"http://127.0.0.1:1/\"";
         let config = Current::new(Config::from_toml(text, directory.path()).unwrap());
         // Long ago, so that the schedule and the retries are over.

@@ -9,9 +9,10 @@ use rust_i18n::t;
 
 use crate::channel::epay::client::{self, Gateway, GatewayError, RefundReply, Verdict};
 use crate::domain::clock::Timestamp;
+use crate::domain::decisions::RefundState;
 use crate::domain::order::Order;
 use crate::payments::gateways::Gateways;
-use crate::store::{ByHand, Cause, RefundState, Store, StoreError};
+use crate::store::{ByHand, Cause, DecisionError, Store, StoreError};
 
 /// How long the question may take whether a payment is refunded.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,7 +44,7 @@ pub(crate) struct Refunded {
 pub(crate) enum RefundError {
     /// The store refuses or fails.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(#[from] DecisionError),
     /// The merchant has no gateway that can be asked.
     #[error("{}", t!("refund.no_gateway", pid = .0))]
     NoGateway(String),
@@ -61,6 +62,12 @@ pub(crate) enum RefundError {
     StillUnclear(String),
 }
 
+impl From<StoreError> for RefundError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error.into())
+    }
+}
+
 /// Refunds a paid order in full.
 pub(crate) async fn refund(
     gateways: &Gateways,
@@ -70,7 +77,7 @@ pub(crate) async fn refund(
 ) -> Result<Refunded, RefundError> {
     let order_no = wish.order_no.clone();
     let (before, is_new) = store.begin_refund(wish, manner.even_if_spent).await?;
-    let order = store.order(&order_no).await?.ok_or_else(|| StoreError::NoSuchOrder(order_no.clone()))?;
+    let order = store.order(&order_no).await?.ok_or_else(|| DecisionError::NoSuchOrder(order_no.clone()))?;
     if manner.by_hand {
         return finish(store, order_no, "by hand".into(), false).await;
     }

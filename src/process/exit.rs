@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::start::NotStarted;
 use crate::config::ConfigError;
 use crate::logging::escaped;
-use crate::store::StoreError;
+use crate::store::OpenError;
 
 /// How a command ends; the codes are part of the public contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,9 +80,8 @@ pub(crate) fn exit_of(error: &anyhow::Error) -> Exit {
         if cause.is::<UsageError>() {
             return Exit::Usage;
         }
-        let denied = match (cause.downcast_ref::<StoreError>(), cause.downcast_ref::<io::Error>()) {
-            (Some(StoreError::CannotOpen { denied, .. }), _) => *denied,
-            (Some(StoreError::OpenToOthers { .. }), _) => true,
+        let denied = match (cause.downcast_ref::<OpenError>(), cause.downcast_ref::<io::Error>()) {
+            (Some(error), _) => error.is_denied(),
             (_, Some(error)) => error.kind() == io::ErrorKind::PermissionDenied,
             _ => false,
         };
@@ -101,7 +100,7 @@ mod tests {
 
     #[test]
     fn each_kind_of_failure_has_its_code() {
-        let cannot_open = |denied| StoreError::CannotOpen { path: "x".into(), cause: "y".into(), denied };
+        let cannot_open = |denied| OpenError::CannotOpen { path: "x".into(), cause: "y".into(), denied };
         let bad_configuration = ConfigError { file: None, findings: Vec::new() };
         for (error, exit) in [
             (anyhow::anyhow!("anything"), Exit::Failed),
@@ -109,8 +108,8 @@ mod tests {
             (bad_configuration.into(), Exit::BadConfiguration),
             (cannot_open(true).into(), Exit::NoPermission),
             (cannot_open(false).into(), Exit::Failed),
-            (StoreError::OpenToOthers { path: "x".into(), mode: 0o644 }.into(), Exit::NoPermission),
-            (StoreError::OtherSchema { path: "x".into(), differences: [].into() }.into(), Exit::Failed),
+            (OpenError::OpenToOthers { path: "x".into(), mode: 0o644 }.into(), Exit::NoPermission),
+            (OpenError::OtherSchema { path: "x".into(), differences: [].into() }.into(), Exit::Failed),
             (io::Error::from(io::ErrorKind::PermissionDenied).into(), Exit::NoPermission),
             (io::Error::from(io::ErrorKind::AddrInUse).into(), Exit::Failed),
         ] {

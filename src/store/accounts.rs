@@ -1,22 +1,32 @@
-//! Credits that come and go without an order, and requests that may be repeated without doing more.
+//! Users' credits: granted, spent, and listed. A request may be repeated without doing more.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use serde::Serialize;
 
-use super::ledger::{self, Entry};
-use super::{Grant, Store, StoreError, read};
+use super::{AccountError, Engine, Store, StoreError};
 use crate::domain::clock::Timestamp;
-use crate::domain::order::{Order, User};
+use crate::domain::ledger::EntryKind;
+use crate::domain::order::User;
 
-/// How far a balance may go, either way: far beyond use, far below overflow.
-const BALANCE_MAX: i64 = 1_000_000_000_000_000;
-
-/// What makes a request the same as an earlier one.
+/// Identity of a request: one that comes again is not carried out again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Idempotency {
     /// The key that the bot chose.
     pub key: String,
-    /// What the request asks for: the same key with another fingerprint is a mistake of the bot's.
+    /// The content of the request: the same key with another fingerprint is a mistake of the bot's.
     pub fingerprint: String,
+}
+
+/// Credits from a person's hand, or taken away where negative.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// The user.
+    pub telegram_id: i64,
+    /// How many, not zero.
+    pub credits: i64,
+    /// Why.
+    pub reason: String,
+    /// When.
+    pub at: Timestamp,
 }
 
 /// Credits that a user spends.
@@ -30,11 +40,11 @@ pub(crate) struct Spend {
     pub reason: Option<String>,
     /// When.
     pub at: Timestamp,
-    /// So that it happens once.
+    /// Key of the request, so that it happens once.
     pub idempotency: Idempotency,
 }
 
-/// What a request of the bot did, now or when it came first.
+/// The effect of a request of the bot, now or when it came first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Booked {
     /// The number of the ledger entry.
@@ -45,125 +55,54 @@ pub(crate) struct Booked {
     pub repeated: bool,
 }
 
+/// A change of a user's balance.
+#[derive(Clone, Debug, Serialize)]
+pub struct LedgerEntry {
+    /// When.
+    pub created_at: Timestamp,
+    /// The change.
+    pub credits: i64,
+    /// Its kind.
+    pub kind: EntryKind,
+    /// The order that was paid.
+    pub order_no: Option<String>,
+    /// Why, in a person's words.
+    pub reason: Option<String>,
+}
+
 impl Store {
     /// Changes a user's balance by a person's decision.
-    pub async fn grant(&self, grant: Grant) -> Result<User, StoreError> {
-        self.write(move |db| {
-            book(db, &grant_entry(&grant))?;
-            read::user(db, grant.telegram_id)?.ok_or(StoreError::NoSuchUser(grant.telegram_id))
-        })
-        .await
+    pub async fn grant(&self, grant: Grant) -> Result<User, AccountError> {
+        match &self.engine {
+            Engine::Sqlite(engine) => engine.grant(grant).await,
+        }
     }
 
     /// Changes a user's balance at the bot's request, once.
-    pub(crate) async fn grant_once(&self, grant: Grant, idempotency: Idempotency) -> Result<Booked, StoreError> {
-        self.write(move |db| book_once(db, &grant_entry(&grant), &idempotency)).await
+    pub(crate) async fn grant_once(&self, grant: Grant, idempotency: Idempotency) -> Result<Booked, AccountError> {
+        match &self.engine {
+            Engine::Sqlite(engine) => engine.grant_once(grant, idempotency).await,
+        }
     }
 
     /// Takes credits off a user's balance at the bot's request, once, and never more than there are.
-    pub(crate) async fn spend(&self, spend: Spend) -> Result<Booked, StoreError> {
-        self.write(move |db| {
-            let entry = Entry {
-                telegram_id: spend.telegram_id,
-                kind: "spend",
-                credits: -spend.credits,
-                order_id: None,
-                reason: spend.reason.as_deref(),
-                at: spend.at,
-            };
-            book_once(db, &entry, &spend.idempotency)
-        })
-        .await
+    pub(crate) async fn spend(&self, spend: Spend) -> Result<Booked, AccountError> {
+        match &self.engine {
+            Engine::Sqlite(engine) => engine.spend(spend).await,
+        }
     }
-}
 
-fn grant_entry(grant: &Grant) -> Entry<'_> {
-    Entry {
-        telegram_id: grant.telegram_id,
-        kind: "grant",
-        credits: grant.credits,
-        order_id: None,
-        reason: Some(&grant.reason),
-        at: grant.at,
+    /// A user with their credits.
+    pub async fn user(&self, telegram_id: i64) -> Result<Option<User>, StoreError> {
+        match &self.engine {
+            Engine::Sqlite(engine) => engine.user(telegram_id).await,
+        }
     }
-}
 
-fn book(db: &Connection, entry: &Entry) -> Result<Booked, StoreError> {
-    let telegram_id = entry.telegram_id;
-    let credits: Option<i64> = db
-        .prepare_cached("SELECT credits FROM users WHERE telegram_id = ?")?
-        .query_row([telegram_id], |row| row.get(0))
-        .optional()?;
-    let credits = credits.ok_or(StoreError::NoSuchUser(telegram_id))?;
-    let after = credits.checked_add(entry.credits);
-    // A refund may have taken the balance below zero: giving credits must still be possible then.
-    let lowest = if entry.credits > 0 { -BALANCE_MAX } else { 0 };
-    let Some(credits_after) = after.filter(|after| (lowest..=BALANCE_MAX).contains(after)) else {
-        return Err(StoreError::OutOfBounds { telegram_id, credits });
-    };
-    ledger::enter(db, std::slice::from_ref(entry))?;
-    Ok(Booked { entry: db.last_insert_rowid(), credits_after, repeated: false })
-}
-
-fn book_once(db: &Connection, entry: &Entry, idempotency: &Idempotency) -> Result<Booked, StoreError> {
-    if let Some(booked) = earlier(db, idempotency)?.booked {
-        return Ok(booked);
+    /// The newest changes of a user's balance.
+    pub async fn ledger(&self, telegram_id: i64, limit: u32) -> Result<Vec<LedgerEntry>, StoreError> {
+        match &self.engine {
+            Engine::Sqlite(engine) => engine.ledger(telegram_id, limit).await,
+        }
     }
-    let booked = book(db, entry)?;
-    remember(db, idempotency, None, Some(booked), entry.at)?;
-    Ok(booked)
-}
-
-/// What an earlier request did.
-#[derive(Default)]
-struct Earlier {
-    order_id: Option<i64>,
-    booked: Option<Booked>,
-}
-
-/// What an earlier request with this key did; nothing, where there was none.
-fn earlier(db: &Connection, idempotency: &Idempotency) -> Result<Earlier, StoreError> {
-    let found = db
-        .prepare_cached("SELECT fingerprint, order_id, ledger_id, credits_after FROM idempotency WHERE key = ?")?
-        .query_row([&idempotency.key], |row| {
-            let booked = match (row.get(2)?, row.get(3)?) {
-                (Some(entry), Some(credits_after)) => Some(Booked { entry, credits_after, repeated: true }),
-                _ => None,
-            };
-            Ok((row.get::<_, String>(0)?, Earlier { order_id: row.get(1)?, booked }))
-        })
-        .optional()?;
-    match found {
-        None => Ok(Earlier::default()),
-        Some((fingerprint, earlier)) if fingerprint == idempotency.fingerprint => Ok(earlier),
-        Some(_) => Err(StoreError::KeyReused),
-    }
-}
-
-/// The order that an earlier request with this key created.
-pub(super) fn earlier_order(db: &Connection, idempotency: &Idempotency) -> Result<Option<Order>, StoreError> {
-    let order_id = earlier(db, idempotency)?.order_id;
-    Ok(order_id.map(|order_id| read::order_by_id(db, order_id)).transpose()?)
-}
-
-/// Remembers what a request did, in the transaction that does it.
-pub(super) fn remember(
-    db: &Connection,
-    idempotency: &Idempotency,
-    order_id: Option<i64>,
-    booked: Option<Booked>,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    db.prepare_cached(
-        "INSERT INTO idempotency (key, fingerprint, order_id, ledger_id, credits_after, created_at_ms) VALUES (?, ?, ?, ?, ?, ?)",
-    )?
-    .execute(params![
-        idempotency.key,
-        idempotency.fingerprint,
-        order_id,
-        booked.map(|booked| booked.entry),
-        booked.map(|booked| booked.credits_after),
-        now.ms()
-    ])?;
-    Ok(())
 }

@@ -6,6 +6,12 @@ use crate::domain::money::Amount;
 use crate::domain::order::{NewOrder, PaymentState, SettledBy};
 use crate::domain::settlement::{Claim, ClaimProof, LatePolicy, Policy};
 
+/// The database at `url`, created where there is none; bot events are not written.
+#[cfg(test)]
+pub(crate) async fn open(url: &crate::config::DatabaseUrl) -> Result<super::Store, super::OpenError> {
+    super::Store::open_at(url, super::Opening::Create, false).await
+}
+
 /// 36.00 yuan for 70 credits, for half an hour from `created_at`.
 pub(crate) fn order(order_no: &str, telegram_id: i64, created_at: Timestamp) -> NewOrder {
     NewOrder {

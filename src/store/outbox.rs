@@ -1,15 +1,11 @@
-//! The outbox: what has to be told of an order, to its buyer and to the bot, until it is told or given up.
+//! The outbox: news of orders for their buyers and the bot, until delivered or given up.
 //!
-//! A row is written in the transaction that it tells of. Whoever delivers it claims it first: the claim counts the attempt and
+//! A row is written in the transaction that it tells of. A deliverer claims it first: the claim counts the attempt and
 //! makes the row due again after a while, so a crash costs a delay and neither the message nor, in practice, a second one.
 
-use std::sync::LazyLock;
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
-
-use super::insert::Insert;
-use super::{Store, StoreError, read};
+use super::{Engine, Store, StoreError};
 use crate::domain::clock::Timestamp;
 use crate::domain::language::Language;
 use crate::domain::named::named_enum;
@@ -104,16 +100,7 @@ pub(crate) struct DeliveryFilter {
     pub since: Option<Timestamp>,
 }
 
-const CONDITION: &str = "channel = :channel AND (:state IS NULL OR state = :state) \
-     AND (:order_no IS NULL OR order_id = (SELECT id FROM orders WHERE order_no = :order_no)) \
-     AND (:id IS NULL OR outbox.id = :id) AND (:since IS NULL OR outbox.created_at_ms >= :since)";
-
 impl Store {
-    /// Whether what happens to orders is to be told to the bot from now on, too.
-    pub(crate) fn tell_bot(&self, yes: bool) {
-        self.shared.tells_bot.store(yes, std::sync::atomic::Ordering::Relaxed);
-    }
-
     /// Takes at most `limit` rows whose time has come, and makes them due again after `lease`.
     pub(crate) async fn claim_due(
         &self,
@@ -122,25 +109,33 @@ impl Store {
         lease: Duration,
         limit: u32,
     ) -> Result<Vec<Delivery>, StoreError> {
-        self.write(move |db| claim_due(db, channel, now, lease, limit)).await
+        match &self.engine {
+            Engine::Sqlite(engine) => engine.claim_due(channel, now, lease, limit).await,
+        }
     }
 
     /// When the next row of this channel has its time.
     pub(crate) async fn next_due(&self, channel: Channel) -> Result<Option<Timestamp>, StoreError> {
-        self.read(move |db| next_due(db, channel)).await
+        match &self.engine {
+            Engine::Sqlite(engine) => engine.next_due(channel).await,
+        }
     }
 
     /// Comes back when something may have come into the outbox from this process.
     pub(crate) fn outbox_growth(&self) -> tokio::sync::watch::Receiver<()> {
-        self.shared.outbox_growth.subscribe()
+        match &self.engine {
+            Engine::Sqlite(engine) => engine.outbox_growth(),
+        }
     }
 
-    /// Notes what became of an attempt.
+    /// Notes the result of an attempt.
     pub(crate) async fn attempted(&self, id: i64, attempt: Attempt, now: Timestamp) -> Result<(), StoreError> {
-        self.write(move |db| attempted(db, id, &attempt, now)).await
+        match &self.engine {
+            Engine::Sqlite(engine) => engine.attempted(id, attempt, now).await,
+        }
     }
 
-    /// Gives up what is due and has had its time since before `until`; how much that was.
+    /// Gives up rows that are due and have had their time since before `until`; how many.
     pub(crate) async fn give_up_older(
         &self,
         channel: Channel,
@@ -148,7 +143,9 @@ impl Store {
         error: String,
         now: Timestamp,
     ) -> Result<usize, StoreError> {
-        self.write(move |db| give_up_older(db, channel, until, &error, now)).await
+        match &self.engine {
+            Engine::Sqlite(engine) => engine.give_up_older(channel, until, error, now).await,
+        }
     }
 
     /// The newest rows that fit the filter.
@@ -158,7 +155,9 @@ impl Store {
         filter: DeliveryFilter,
         limit: u32,
     ) -> Result<Vec<Delivery>, StoreError> {
-        self.read(move |db| deliveries(db, channel, &filter, limit)).await
+        match &self.engine {
+            Engine::Sqlite(engine) => engine.deliveries(channel, filter, limit).await,
+        }
     }
 
     /// Makes rows due now, whatever became of them, with all attempts before them; how many.
@@ -168,218 +167,15 @@ impl Store {
         filter: DeliveryFilter,
         now: Timestamp,
     ) -> Result<usize, StoreError> {
-        let changed = self.write(move |db| deliver_again(db, channel, &filter, now)).await?;
-        self.outbox_grew();
-        Ok(changed)
+        match &self.engine {
+            Engine::Sqlite(engine) => engine.deliver_again(channel, filter, now).await,
+        }
     }
 
-    /// Puts events into the outbox for what happened to orders before there was anybody to tell; how many.
+    /// Puts events into the outbox for news from before the bot had a URL; how many.
     pub(crate) async fn add_missing_events(&self, since: Timestamp, now: Timestamp) -> Result<usize, StoreError> {
-        let added = self.write(move |db| add_missing_events(db, since, now)).await?;
-        self.outbox_grew();
-        Ok(added)
+        match &self.engine {
+            Engine::Sqlite(engine) => engine.add_missing_events(since, now).await,
+        }
     }
 }
-
-/// What is to be told of an order.
-pub(super) struct Tidings {
-    pub(super) order_id: i64,
-    pub(super) news: News,
-    /// Whether the bot is to hear of it as well.
-    pub(super) tells_bot: bool,
-    pub(super) at: Timestamp,
-}
-
-static INSERT: LazyLock<Insert> = LazyLock::new(|| {
-    // An order that comes into review again has told of it once.
-    let end = "ON CONFLICT (order_id, kind, channel) DO NOTHING";
-    Insert::new("INSERT INTO outbox (order_id, kind, channel, created_at_ms, due_at_ms)", "(?, ?, ?, ?, ?)", end)
-});
-
-/// Puts news of orders into the outbox.
-pub(super) fn tell(db: &Connection, tidings: &[Tidings]) -> rusqlite::Result<()> {
-    let rows: Vec<_> = tidings
-        .iter()
-        .flat_map(|Tidings { order_id, news, tells_bot, at }| {
-            let channels = if *tells_bot { Channel::ALL } else { &[Channel::Telegram][..] };
-            channels.iter().map(move |channel| (order_id, news.name(), channel.name(), at.ms()))
-        })
-        .collect();
-    INSERT.run(db, &rows, |(order_id, news, channel, at_ms)| [order_id, news, channel, at_ms, at_ms])
-}
-
-fn next_due(db: &Connection, channel: Channel) -> rusqlite::Result<Option<Timestamp>> {
-    let due_at: Option<i64> = db
-        .prepare_cached("SELECT due_at_ms FROM outbox WHERE channel = ? AND state = 'due' ORDER BY due_at_ms LIMIT 1")?
-        .query_row([channel.name()], |row| row.get(0))
-        .optional()?;
-    Ok(due_at.map(Timestamp::from_ms))
-}
-
-fn claim_due(
-    db: &Connection,
-    channel: Channel,
-    now: Timestamp,
-    lease: Duration,
-    limit: u32,
-) -> Result<Vec<Delivery>, StoreError> {
-    let condition = "channel = :channel AND state = 'due' AND due_at_ms <= :now ORDER BY due_at_ms, outbox.id";
-    let mut due = db
-        .prepare_cached(&select(condition))?
-        .query_map(named_params! { ":channel": channel.name(), ":now": now.ms(), ":limit": limit }, delivery_of)?
-        .collect::<Result<Vec<_>, _>>()?;
-    let lease_ms = i64::try_from(lease.as_millis()).unwrap_or(i64::MAX);
-    let mut claim = db.prepare_cached("UPDATE outbox SET due_at_ms = ?, attempts = attempts + 1 WHERE id = ?")?;
-    for delivery in &mut due {
-        delivery.due_at = Timestamp::from_ms(now.ms().saturating_add(lease_ms));
-        delivery.attempts += 1;
-        claim.execute(params![delivery.due_at.ms(), delivery.id])?;
-    }
-    Ok(due)
-}
-
-fn attempted(db: &Connection, id: i64, attempt: &Attempt, now: Timestamp) -> Result<(), StoreError> {
-    let (state, due_at, error, uncounted) = match attempt {
-        Attempt::Sent => (DeliveryState::Sent, None, None, 0),
-        Attempt::Again { at, error } => (DeliveryState::Due, Some(at.ms()), Some(error), 0),
-        Attempt::NotNow { at, error } => (DeliveryState::Due, Some(at.ms()), Some(error), 1),
-        Attempt::Failed { error } => (DeliveryState::Failed, None, Some(error), 0),
-    };
-    let finished_at = due_at.is_none().then(|| now.ms());
-    // Whoever overran its lease may find that another one has delivered it in the meantime, which then stays true.
-    db.prepare_cached(
-        "UPDATE outbox SET state = :state, due_at_ms = coalesce(:due_at, due_at_ms), attempts = max(attempts - :uncounted, 0),
-             error = :error, finished_at_ms = :finished_at
-         WHERE id = :id AND (state = 'due' OR :state = 'sent')",
-    )?
-    .execute(named_params! {
-        ":uncounted": uncounted,
-        ":state": state.name(),
-        ":due_at": due_at,
-        ":error": error,
-        ":finished_at": finished_at,
-        ":id": id,
-    })?;
-    Ok(())
-}
-
-fn give_up_older(
-    db: &Connection,
-    channel: Channel,
-    until: Timestamp,
-    error: &str,
-    now: Timestamp,
-) -> Result<usize, StoreError> {
-    // Bounded: payments wait for this transaction.
-    let changed = db
-        .prepare_cached(
-            "UPDATE outbox SET state = 'failed', error = :error, finished_at_ms = :now WHERE id IN
-                 (SELECT id FROM outbox WHERE channel = :channel AND state = 'due' AND due_at_ms <= :now
-                      AND coalesce(retried_at_ms, created_at_ms) < :until
-                  ORDER BY due_at_ms LIMIT 500)",
-        )?
-        .execute(named_params! {
-            ":error": error,
-            ":channel": channel.name(),
-            ":until": until.ms(),
-            ":now": now.ms(),
-        })?;
-    Ok(changed)
-}
-
-pub(super) fn deliveries(
-    db: &Connection,
-    channel: Channel,
-    filter: &DeliveryFilter,
-    limit: u32,
-) -> rusqlite::Result<Vec<Delivery>> {
-    db.prepare_cached(&select(&format!("{CONDITION} ORDER BY outbox.id DESC")))?
-        .query_map(
-            named_params! {
-                ":channel": channel.name(),
-                ":state": filter.state.map(DeliveryState::name),
-                ":order_no": filter.order_no,
-                ":id": filter.id,
-                ":since": filter.since.map(Timestamp::ms),
-                ":limit": limit,
-            },
-            delivery_of,
-        )?
-        .collect()
-}
-
-fn deliver_again(
-    db: &Connection,
-    channel: Channel,
-    filter: &DeliveryFilter,
-    now: Timestamp,
-) -> Result<usize, StoreError> {
-    // The time that it has is counted from now: what is too old would be given up at once.
-    let changed = db
-        .prepare_cached(&format!(
-            "UPDATE outbox SET state = 'due', due_at_ms = :now, attempts = 0, error = NULL, finished_at_ms = NULL,
-                 retried_at_ms = :now WHERE {CONDITION}"
-        ))?
-        .execute(named_params! {
-            ":channel": channel.name(),
-            ":state": filter.state.map(DeliveryState::name),
-            ":order_no": filter.order_no,
-            ":id": filter.id,
-            ":since": filter.since.map(Timestamp::ms),
-            ":now": now.ms(),
-        })?;
-    Ok(changed)
-}
-
-fn add_missing_events(db: &Connection, since: Timestamp, now: Timestamp) -> Result<usize, StoreError> {
-    // As with what is delivered again, the time that it has is counted from now.
-    let added = db
-        .prepare_cached(
-            "INSERT INTO outbox (order_id, kind, channel, created_at_ms, due_at_ms, retried_at_ms)
-             SELECT order_id, kind, 'event', created_at_ms, :now, :now FROM outbox AS told
-             WHERE channel = 'telegram' AND created_at_ms >= :since
-             ON CONFLICT (order_id, kind, channel) DO NOTHING",
-        )?
-        .execute(named_params! { ":since": since.ms(), ":now": now.ms() })?;
-    Ok(added)
-}
-
-/// The columns of the outbox stand behind those of the order.
-fn select(condition: &str) -> String {
-    let order_columns: Vec<_> =
-        read::ORDER_COLUMNS.split(", ").map(|column| format!("orders.{}", column.trim())).collect();
-    format!(
-        "SELECT {}, outbox.id, kind, language, users.credits, outbox.created_at_ms, due_at_ms, attempts, state, error, \
-         finished_at_ms, coalesce(retried_at_ms, outbox.created_at_ms) \
-         FROM outbox JOIN orders ON orders.id = outbox.order_id JOIN users ON users.telegram_id = orders.telegram_id \
-         WHERE {condition} LIMIT :limit",
-        order_columns.join(", ")
-    )
-}
-
-fn delivery_of(row: &Row) -> rusqlite::Result<Delivery> {
-    const FIRST: usize = read::ORDER_COLUMNS_COUNT;
-    let (_, order) = read::order_of(row)?;
-    let text = |column: usize| row.get_ref(FIRST + column)?.as_str().map_err(rusqlite::Error::from);
-    let time = |column: usize| row.get(FIRST + column).map(Timestamp::from_ms);
-    let language = row.get_ref(FIRST + 2)?.as_str_or_null()?.and_then(Language::from_name);
-    let finished_at: Option<i64> = row.get(FIRST + 9)?;
-    Ok(Delivery {
-        id: row.get(FIRST)?,
-        news: read::expect(FIRST + 1, News::from_name(text(1)?))?,
-        order,
-        language,
-        balance: row.get(FIRST + 3)?,
-        created_at: time(4)?,
-        tried_since: time(10)?,
-        due_at: time(5)?,
-        attempts: row.get(FIRST + 6)?,
-        state: read::expect(FIRST + 7, DeliveryState::from_name(text(7)?))?,
-        error: row.get(FIRST + 8)?,
-        finished_at: finished_at.map(Timestamp::from_ms),
-    })
-}
-
-#[cfg(test)]
-#[path = "outbox_tests.rs"]
-mod tests;

@@ -320,7 +320,7 @@ fn a_database_that_is_damaged_foreign_or_of_another_version_is_told() {
     fs::write(sandbox.database_file(), "no database at all ".repeat(1000)).unwrap();
     expect(&sandbox, "database", "problem", "");
     fs::remove_file(sandbox.database_file()).unwrap();
-    let first = include_str!("../../src/store/schema.sql");
+    let first = include_str!("../../src/store/sqlite/schema.sql");
     let is_ours = "PRAGMA application_id = 0x77686b63; PRAGMA user_version = 1";
     sandbox.database().execute_batch(&format!("{first}; {is_ours}")).unwrap();
     expect(&sandbox, "database", "warning", "backup create");

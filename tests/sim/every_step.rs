@@ -6,10 +6,11 @@ use super::run::{Broken, Run, Trouble};
 use super::world::{Rest, Settings};
 use super::{callbacks, runtime};
 use crate::domain::clock::Timestamp;
+use crate::domain::decisions::{PaymentOfDecision, RefundState};
 use crate::domain::money::Amount;
 use crate::domain::order::{Hold, NewOrder, PaymentState, SettledBy};
 use crate::domain::settlement::{Claim, ClaimProof, LatePolicy, Policy};
-use crate::store::{Attempt, Channel, PaymentOfDecision, Receipt, RefundState, Settle};
+use crate::store::{Attempt, Channel, Receipt, Settle};
 
 const CREATED: i64 = 1_767_323_045_000;
 /// More than any write has.

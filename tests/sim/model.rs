@@ -6,10 +6,11 @@ use super::books::{Books, KeyLine, LedgerLine, MessageLine, OrderLine, ReceiptLi
 use super::ops::{Key, Meaning, Message, Op, Payload, REJECTIONS, Told};
 use super::world::can_be_asked;
 use crate::domain::clock::Timestamp;
+use crate::domain::decisions::{PaymentOfDecision, RefundState};
 use crate::domain::money::Amount;
 use crate::domain::order::{NewOrder, PaymentState};
 use crate::domain::settlement::{ClaimProof, LatePolicy, Policy};
-use crate::store::{Attempt, PaymentOfDecision, RefundState};
+use crate::store::Attempt;
 
 /// How long a message that is claimed stays away.
 pub(super) const LEASE_MS: i64 = 30_000;

@@ -4,8 +4,9 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::domain::clock::Timestamp;
+use crate::domain::decisions::{PaymentOfDecision, RefundState};
 use crate::domain::order::{Hold, NewOrder, PaymentState};
-use crate::store::{Attempt, Channel, PaymentOfDecision, RefundState, Settle};
+use crate::store::{Attempt, Channel, Settle};
 
 /// How much of a payload is shown.
 const SHOWN_BYTES_MAX: usize = 400;

@@ -1,7 +1,7 @@
 //! The simulation itself is tested: each of these bugs must be found by some of the first seeds.
 
 use super::{run_seed, runtime};
-use crate::store::faults::Bug;
+use crate::store::sqlite::faults::Bug;
 
 /// How many seeds may be needed.
 const SEEDS: u64 = 200;

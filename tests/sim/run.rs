@@ -10,8 +10,9 @@ use super::model::{FAILED, Model};
 use super::ops::{Meaning, Op, REJECTIONS};
 use super::random::Random;
 use super::world::{FileCopy, Rest, Settings, World};
-use crate::store::faults::{Happened, Mishap};
-use crate::store::{AuditFinding, Store};
+use crate::store::Store;
+use crate::store::audit::Finding as AuditFinding;
+use crate::store::sqlite::faults::{Faults, Happened, Mishap};
 
 /// What goes wrong while something is written.
 #[derive(Clone, Copy, Debug)]
@@ -177,8 +178,8 @@ impl Run {
         self.tally.steps += 1;
         self.log.push(format!("together with {trouble:?}: {ops:#?}"));
         let mishap = mishap(trouble);
-        let replies = self.world().run_together(ops, move |store| arm(store, mishap)).await;
-        let happened = self.world().store().faults().disarm();
+        let replies = self.world().run_together(ops, move |faults| arm(faults, mishap)).await;
+        let happened = self.world().faults().disarm();
         self.world().write_rejections().await;
         self.log.push(format!("  {replies:?}"));
         if happened == Happened::AfterCommit && replies.iter().all(|reply| reply == FAILED) {
@@ -297,9 +298,9 @@ impl Run {
                     };
                     world.store().on_writer(forget).await.unwrap();
                 }
-                arm(world.store(), mishap(trouble));
+                arm(world.faults(), mishap(trouble));
                 let reply = world.run(op).await;
-                (reply, world.store().faults().disarm())
+                (reply, world.faults().disarm())
             }
         }
     }
@@ -309,9 +310,9 @@ impl Run {
         let copy: Arc<Mutex<Option<FileCopy>>> = Arc::default();
         let (path, kept) = (self.world().path(), Arc::clone(&copy));
         let look = Mishap::Look(Box::new(move || *kept.lock().unwrap() = Some(FileCopy::of(&path))));
-        self.world().store().faults().arm(look, at, false);
+        self.world().faults().arm(look, at, false);
         let reply = self.world().run(op).await;
-        self.world().store().faults().disarm();
+        self.world().faults().disarm();
         let Some(copy) = copy.lock().unwrap().take() else {
             // It had fewer steps.
             return self.accept(op, reply).await.map(Some);
@@ -448,9 +449,9 @@ fn mishap(trouble: Trouble) -> Option<(Mishap, u64, bool)> {
     }
 }
 
-fn arm(store: &Store, mishap: Option<(Mishap, u64, bool)>) {
+fn arm(faults: &Faults, mishap: Option<(Mishap, u64, bool)>) {
     if let Some((mishap, at, lasts)) = mishap {
-        store.faults().arm(mishap, at, lasts);
+        faults.arm(mishap, at, lasts);
     }
 }
 

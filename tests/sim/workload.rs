@@ -13,13 +13,14 @@ use super::world::{MERCHANTS, Settings, key_of};
 use crate::channel::epay::Credentials;
 use crate::channel::epay::client::Answer;
 use crate::domain::clock::Timestamp;
+use crate::domain::decisions::{PaymentOfDecision, RefundState};
 use crate::domain::money::Amount;
 use crate::domain::order::{NewOrder, PaymentState, SettledBy};
 use crate::domain::secret::Secret;
 use crate::domain::settlement::{Claim, ClaimProof, Echo, LatePolicy, Policy};
 use crate::payments::gateways::{hold_of, name_of};
-use crate::store::faults::Bug;
-use crate::store::{Attempt, Channel, PaymentOfDecision, Receipt, RefundState, Settle};
+use crate::store::sqlite::faults::Bug;
+use crate::store::{Attempt, Channel, Receipt, Settle};
 
 /// How many steps a run has before everything is allowed to come right.
 const STEPS: u64 = 45;

@@ -13,14 +13,15 @@ use super::model::{FAILED, listed};
 use super::ops::{Key, Op};
 use super::random::Random;
 use crate::config::{Config, Current, DatabaseUrl};
+use crate::domain::decisions::{RefundState, Refused};
 use crate::domain::settlement::{LatePolicy, Outcome};
 use crate::net::client::Client;
 use crate::payments::gateways::Gateways;
 use crate::server::Notify;
-use crate::store::faults::Bug;
+use crate::store::sqlite::faults::{Bug, Faults};
 use crate::store::{
-    Answered, Booked, ByHand, Cause, Creation, DeliveryFilter, Grant, Idempotency, Receipt, Refund, RefundState, Spend,
-    Store, StoreError,
+    AccountError, Answered, Booked, ByHand, Cause, Creation, DecisionError, DeliveryFilter, Grant, Idempotency,
+    Receipt, Refund, Spend, Store, StoreError,
 };
 
 /// Why a person does what a person does.
@@ -74,22 +75,23 @@ fn directory() -> TempDir {
 /// A process: a store, and the way of a notification before it.
 struct Process {
     store: Store,
+    faults: Faults,
     notify: Arc<Notify>,
 }
 
 impl Process {
     async fn start(path: &Path, settings: Settings) -> Self {
         static CLIENT: OnceLock<Client> = OnceLock::new();
-        let store = Store::open_with_faults(&DatabaseUrl::Sqlite(path.to_owned()), settings.bug).await.unwrap();
-        store.tell_bot(settings.tells_bot);
+        let url = DatabaseUrl::Sqlite(path.to_owned());
+        let (store, faults) = Store::open_with_faults(&url, settings.bug, settings.tells_bot).await.unwrap();
         let config = Current::new(config(settings.late));
         let gateways = Arc::new(Gateways::new(&config, &store, CLIENT.get_or_init(Client::new)));
         let notify = Arc::new(Notify::new(config, store.clone(), gateways));
-        Self { store, notify }
+        Self { store, faults, notify }
     }
 
     async fn end(self) {
-        let Self { store, notify } = self;
+        let Self { store, notify, .. } = self;
         drop(notify);
         store.close().await.unwrap();
     }
@@ -123,7 +125,7 @@ impl World {
         let directory = directory();
         let db = Connection::open(directory.path().join(FILE)).unwrap();
         db.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())).unwrap();
-        db.execute_batch(include_str!("../../src/store/schema.sql")).unwrap();
+        db.execute_batch(include_str!("../../src/store/sqlite/schema.sql")).unwrap();
         db.execute_batch(VERSION_1).unwrap();
         db.close().unwrap();
         Self::open(directory, settings).await
@@ -164,6 +166,11 @@ impl World {
         self.directory.path().join(FILE)
     }
 
+    /// The faults of the process whose turn it is.
+    pub(super) fn faults(&self) -> &Faults {
+        &self.processes[self.turn].faults
+    }
+
     pub(super) fn books(&self) -> Books {
         Books::read(&self.beside).unwrap()
     }
@@ -199,7 +206,7 @@ impl World {
 
     /// Does one write, and says in a word or more how it went.
     pub(super) async fn run(&self, op: &Op) -> String {
-        let Process { store, notify } = &self.processes[self.turn];
+        let Process { store, notify, .. } = &self.processes[self.turn];
         run(store, notify, op).await
     }
 
@@ -209,7 +216,7 @@ impl World {
     }
 
     /// Does several writes in one transaction, in this order; `arm` comes before it.
-    pub(super) async fn run_together(&self, ops: &[Op], arm: impl FnOnce(&Store)) -> Vec<String> {
+    pub(super) async fn run_together(&self, ops: &[Op], arm: impl FnOnce(&Faults)) -> Vec<String> {
         let (entered, inside) = tokio::sync::oneshot::channel();
         let (open, gate) = std::sync::mpsc::channel();
         let store = self.store().clone();
@@ -232,7 +239,7 @@ impl World {
         for _ in 0..4 {
             tokio::task::yield_now().await;
         }
-        arm(self.store());
+        arm(self.faults());
         open.send(()).unwrap();
         let mut replies = running.join_all().await;
         doorkeeper.await.unwrap();
@@ -327,7 +334,7 @@ async fn run(store: &Store, notify: &Notify, op: &Op) -> String {
     let result = match op.clone() {
         Op::Create { order, ask_at, key } => {
             let creation = Creation { order, language: None, ask_at, idempotency: key.map(idempotency) };
-            let created = store.create_order(creation).await;
+            let created = store.create_order(creation).await.map_err(name_of);
             created.map(|created| if created.repeated { "repeated" } else { "created" }.to_owned())
         }
         Op::Notify { payload, client, at, .. } => {
@@ -337,62 +344,80 @@ async fn run(store: &Store, notify: &Notify, op: &Op) -> String {
                 outcome => Ok(outcome.name().to_owned()),
             }
         }
-        Op::Settle { settle } => store.settle(settle).await.map(|settlement| settlement.outcome.name().to_owned()),
+        Op::Settle { settle } => {
+            store.settle(settle).await.map_err(name_of).map(|settlement| settlement.outcome.name().to_owned())
+        }
         Op::KeepAnswer { order_no, at, answer, hold } => {
             let answered = Answered { order_no, at, cause: Cause::Reconcile, answer, detail: String::new(), hold };
-            store.keep_answer(answered).await.map(done)
+            store.keep_answer(answered).await.map_err(name_of).map(done)
         }
-        Op::Schedule { order_no, step, next } => store.schedule_question(order_no, step, next).await.map(done),
-        Op::DueQuestions { merchant, now, limit } => store.due_questions(merchant, now, limit).await.map(|due| {
-            listed(due.into_iter().map(|question| format!("{}/{}", question.order.terms.order_no, question.step)))
-        }),
+        Op::Schedule { order_no, step, next } => {
+            store.schedule_question(order_no, step, next).await.map_err(name_of).map(done)
+        }
+        Op::DueQuestions { merchant, now, limit } => {
+            store.due_questions(merchant, now, limit).await.map_err(name_of).map(|due| {
+                listed(due.into_iter().map(|question| format!("{}/{}", question.order.terms.order_no, question.step)))
+            })
+        }
         Op::SettleByHand { order_no, payment, at } => {
-            store.settle_by_hand(by_hand(order_no, at), payment).await.map(|_| "done".to_owned())
+            store.settle_by_hand(by_hand(order_no, at), payment).await.map_err(name_of).map(|_| "done".to_owned())
         }
-        Op::Cancel { order_no, at } => store.cancel(by_hand(order_no, at)).await.map(|_| "done".to_owned()),
-        Op::Acknowledge { order_no, at } => store.acknowledge(by_hand(order_no, at), None).await.map(listed),
+        Op::Cancel { order_no, at } => {
+            store.cancel(by_hand(order_no, at)).await.map_err(name_of).map(|_| "done".to_owned())
+        }
+        Op::Acknowledge { order_no, at } => {
+            store.acknowledge(by_hand(order_no, at), None).await.map_err(name_of).map(listed)
+        }
         Op::BeginRefund { order_no, even_if_spent, at } => {
-            let begun = store.begin_refund(by_hand(order_no, at), even_if_spent).await;
+            let begun = store.begin_refund(by_hand(order_no, at), even_if_spent).await.map_err(name_of);
             begun.map(|(Refund { state, .. }, is_new)| match (state, is_new) {
                 (RefundState::Requested, true) => "requested".to_owned(),
                 (state, _) => format!("{state} before"),
             })
         }
         Op::RefundAnswered { order_no, state, answer, at } => {
-            store.refund_answered(order_no, state, answer, at).await.map(done)
+            store.refund_answered(order_no, state, answer, at).await.map_err(name_of).map(done)
         }
-        Op::FinishRefund { order_no, answer, proved, at } => {
-            store.finish_refund(order_no, answer, proved, at).await.map(|order| order.stored_status.to_string())
-        }
+        Op::FinishRefund { order_no, answer, proved, at } => store
+            .finish_refund(order_no, answer, proved, at)
+            .await
+            .map_err(name_of)
+            .map(|order| order.stored_status.to_string()),
         Op::Grant { user, credits, key, at } => {
             let grant = Grant { telegram_id: user, credits, reason: REASON.into(), at };
             match key {
-                None => store.grant(grant).await.map(|user| format!("booked, {}", user.credits)),
-                Some(key) => store.grant_once(grant, idempotency(key)).await.map(booked),
+                None => store.grant(grant).await.map_err(name_of).map(|user| format!("booked, {}", user.credits)),
+                Some(key) => store.grant_once(grant, idempotency(key)).await.map_err(name_of).map(booked),
             }
         }
         Op::Spend { user, credits, key, at } => {
             let spend = Spend { telegram_id: user, credits, reason: None, at, idempotency: idempotency(key) };
-            store.spend(spend).await.map(booked)
+            store.spend(spend).await.map_err(name_of).map(booked)
         }
-        Op::Claim { channel, now, limit } => store.claim_due(channel, now, LEASE, limit).await.map(|claimed| {
-            listed(claimed.into_iter().map(|delivery| {
-                format!("{}:{}/{}/{}", delivery.id, delivery.order.terms.order_no, delivery.news, delivery.attempts)
-            }))
-        }),
-        Op::Attempted { message, attempt, now } => store.attempted(message.id, attempt, now).await.map(done),
-        Op::GiveUp { channel, until, now } => {
-            store.give_up_older(channel, until, REASON.into(), now).await.map(|count| format!("gave up {count}"))
+        Op::Claim { channel, now, limit } => {
+            store.claim_due(channel, now, LEASE, limit).await.map_err(name_of).map(|claimed| {
+                listed(claimed.into_iter().map(|delivery| {
+                    format!("{}:{}/{}/{}", delivery.id, delivery.order.terms.order_no, delivery.news, delivery.attempts)
+                }))
+            })
         }
+        Op::Attempted { message, attempt, now } => {
+            store.attempted(message.id, attempt, now).await.map_err(name_of).map(done)
+        }
+        Op::GiveUp { channel, until, now } => store
+            .give_up_older(channel, until, REASON.into(), now)
+            .await
+            .map_err(name_of)
+            .map(|count| format!("gave up {count}")),
         Op::DeliverAgain { channel, order_no, now } => {
             let filter = DeliveryFilter { order_no: Some(order_no), ..DeliveryFilter::default() };
-            store.deliver_again(channel, filter, now).await.map(|count| format!("again {count}"))
+            store.deliver_again(channel, filter, now).await.map_err(name_of).map(|count| format!("again {count}"))
         }
         Op::AddMissingEvents { since, now } => {
-            store.add_missing_events(since, now).await.map(|count| format!("added {count}"))
+            store.add_missing_events(since, now).await.map_err(name_of).map(|count| format!("added {count}"))
         }
     };
-    result.unwrap_or_else(|error| name_of(&error).to_owned())
+    result.unwrap_or_else(str::to_owned)
 }
 
 fn booked(booked: Booked) -> String {
@@ -407,19 +432,50 @@ fn idempotency(key: Key) -> Idempotency {
     Idempotency { key: key.key, fingerprint: key.fingerprint }
 }
 
-fn name_of(error: &StoreError) -> &'static str {
-    match error {
-        StoreError::Failed(_) => FAILED,
-        StoreError::NoSuchUser(_) => "no_such_user",
-        StoreError::OutOfBounds { .. } => "out_of_bounds",
-        StoreError::NoSuchOrder(_) => "no_such_order",
-        StoreError::WrongStatus { .. } => "wrong_status",
-        StoreError::TradeReused { .. } => "trade_reused",
-        StoreError::ChoosePayment { .. } => "choose_payment",
-        StoreError::NotPaidAgain(_) => "not_paid_again",
-        StoreError::KeyReused => "key_reused",
-        // Only a planted bug leaves a job without an answer.
-        StoreError::Closed => "closed",
-        other => panic!("{other:?}"),
+/// An error of the store, by the name that the model has for it.
+trait Named {
+    fn name(&self) -> &'static str;
+}
+
+impl Named for StoreError {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Failed(_) => FAILED,
+            // Only a planted bug leaves a job without an answer.
+            Self::Closed => "closed",
+            other => panic!("{other:?}"),
+        }
     }
+}
+
+impl Named for AccountError {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::NoSuchUser(_) => "no_such_user",
+            Self::OutOfBounds { .. } => "out_of_bounds",
+            Self::KeyReused => "key_reused",
+            Self::Store(error) => error.name(),
+        }
+    }
+}
+
+impl Named for DecisionError {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::NoSuchOrder(_) => "no_such_order",
+            Self::Refused { refused, .. } => match refused {
+                Refused::WrongStatus(_) => "wrong_status",
+                Refused::Spent { .. } => "out_of_bounds",
+                Refused::TradeReused { .. } => "trade_reused",
+                Refused::ChoosePayment { .. } => "choose_payment",
+                Refused::NotPaidAgain => "not_paid_again",
+            },
+            Self::Store(error) => error.name(),
+        }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is given to `map_err`")]
+fn name_of(error: impl Named) -> &'static str {
+    error.name()
 }

@@ -17,7 +17,7 @@ use crate::net::client::Client;
 use crate::payments::checkout::{Cashier, Checkout, CheckoutError, DEFAULT_PAYMENT_TYPE, Goods, Wish, is_payment_type};
 use crate::payments::gateways::Gateways;
 use crate::process::exit::{Exit, eprint, usage};
-use crate::store::Store;
+use crate::store::{Opening, Store};
 
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["package", "amount"]))]
@@ -63,7 +63,7 @@ pub(super) async fn run(arguments: Create, config: &Config) -> anyhow::Result<Ex
     // Before anything is created: a wish that cannot be granted must not make a database.
     crate::payments::checkout::creation(wish.clone(), config, crate::domain::clock::Timestamp::now())
         .map_err(impossible)?;
-    let store = Store::open(&config.database.url).await?;
+    let store = Store::open(config, Opening::Create).await?;
     let config = Current::new(config.clone());
     let gateways = Arc::new(Gateways::new(&config, &store, &Client::new()));
     let created = Cashier::new(&config, &store, &gateways).create(wish).await;

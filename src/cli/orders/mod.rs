@@ -12,7 +12,7 @@ use crate::domain::clock::Timestamp;
 use crate::domain::money::Amount;
 use crate::domain::order::{Order, OrderNo, OrderStatus};
 use crate::process::exit::{Exit, eprint};
-use crate::store::{OrderFilter, Refund, Store};
+use crate::store::{Opening, OrderFilter, Refund, Store};
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
@@ -55,14 +55,14 @@ pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exi
     match command {
         Command::Create(arguments) => create::run(arguments, config).await,
         Command::List { status, telegram_id, limit, json } => {
-            let store = Store::open_existing(&config.database.url).await?;
+            let store = Store::open(config, Opening::ReadOnly).await?;
             let filter = OrderFilter { status, telegram_id, limit, now: Timestamp::now() };
             let now = filter.now;
             let orders = store.orders(filter).await?;
             list(&orders, now, json)
         }
         Command::Show { order_no, json } => {
-            let store = Store::open_existing(&config.database.url).await?;
+            let store = Store::open(config, Opening::ReadOnly).await?;
             let order = store.order(order_no.as_str()).await?;
             let order = order.ok_or_else(|| anyhow!(t!("cli.no_such_order", order = order_no).into_owned()))?;
             let refund = store.refund(order_no.as_str()).await?;
@@ -75,11 +75,9 @@ pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exi
     }
 }
 
-/// The database, for a command that decides something: what it decides is told to the bot, where that is configured.
+/// The database, for a command that decides something.
 pub(super) async fn open(config: &Config) -> anyhow::Result<Store> {
-    let store = Store::open_existing(&config.database.url).await?;
-    store.tell_bot(config.events.is_some());
-    Ok(store)
+    Ok(Store::open(config, Opening::Existing).await?)
 }
 
 fn show(order: &Order, json: bool) -> anyhow::Result<Exit> {

@@ -5,10 +5,11 @@ use rust_i18n::t;
 use crate::channel::epay::Diagnosis;
 use crate::config::Config;
 use crate::domain::clock::Timestamp;
+use crate::domain::decisions::RefundState;
 use crate::domain::named::named_enum;
 use crate::domain::order::{Hold, Order, OrderStatus, ReviewReason};
 use crate::domain::settlement::Outcome;
-use crate::store::{Channel, DeliveryState, KeptReceipt, News, RefundState, Story};
+use crate::store::{Channel, DeliveryState, KeptReceipt, News, Story};
 
 named_enum! {
     /// What a story comes to.

@@ -93,7 +93,7 @@ struct Fixture {
 impl Fixture {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&DatabaseUrl::Sqlite(directory.path().join("x.db"))).await.unwrap();
+        let store = crate::store::fixtures::open(&DatabaseUrl::Sqlite(directory.path().join("x.db"))).await.unwrap();
         for (merchant, order_no) in [("1002", "V1"), ("2003", "V2")] {
             store.create_order(order_of(merchant, order_no, OrderStatus::Pending).terms).await.unwrap();
         }

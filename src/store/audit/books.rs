@@ -2,68 +2,61 @@
 
 use std::collections::BTreeSet;
 
-use rusqlite::Row;
-
 use super::{CheckName, Fault, Finding};
+use crate::domain::decisions::OperatorDecision;
+use crate::domain::ledger::EntryKind;
+use crate::domain::order::{OrderStatus, SettledBy};
+use crate::domain::settlement::{Alert, Outcome};
+use crate::store::News;
 
 /// An order, as far as it has to fit the books.
 #[derive(Clone, Debug)]
-pub(super) struct OrderRow {
-    pub(super) id: i64,
-    pub(super) order_no: String,
-    pub(super) merchant: String,
-    pub(super) telegram_id: i64,
-    pub(super) credits: i64,
-    pub(super) status: String,
-    pub(super) trade_no: Option<String>,
-    pub(super) settled_by: Option<String>,
-    pub(super) paid_outside: bool,
+pub(in crate::store) struct OrderRow {
+    pub(in crate::store) id: i64,
+    pub(in crate::store) order_no: String,
+    pub(in crate::store) merchant: String,
+    pub(in crate::store) telegram_id: i64,
+    pub(in crate::store) credits: i64,
+    pub(in crate::store) status: String,
+    pub(in crate::store) trade_no: Option<String>,
+    pub(in crate::store) settled_by: Option<String>,
+    pub(in crate::store) paid_outside: bool,
 }
 
 /// A change of a balance because of an order.
 #[derive(Clone, Debug)]
-pub(super) struct Entry {
-    pub(super) id: i64,
-    pub(super) telegram_id: i64,
-    pub(super) kind: String,
-    pub(super) credits: i64,
+pub(in crate::store) struct Entry {
+    pub(in crate::store) id: i64,
+    pub(in crate::store) telegram_id: i64,
+    pub(in crate::store) kind: String,
+    pub(in crate::store) credits: i64,
 }
 
 /// A receipt of an order.
 #[derive(Clone, Debug)]
-pub(super) struct ReceiptRow {
-    pub(super) id: i64,
-    pub(super) source: String,
-    pub(super) outcome: String,
-    pub(super) merchant: String,
-    pub(super) trade_no: String,
-    pub(super) alert: Option<String>,
+pub(in crate::store) struct ReceiptRow {
+    pub(in crate::store) id: i64,
+    pub(in crate::store) source: String,
+    pub(in crate::store) outcome: String,
+    pub(in crate::store) merchant: String,
+    pub(in crate::store) trade_no: String,
+    pub(in crate::store) alert: Option<String>,
 }
 
 /// A message to an order's buyer.
 #[derive(Clone, Debug)]
-pub(super) struct Message {
-    pub(super) id: i64,
-    pub(super) kind: String,
+pub(in crate::store) struct Message {
+    pub(in crate::store) id: i64,
+    pub(in crate::store) kind: String,
 }
 
 impl OrderRow {
-    pub(super) fn of(row: &Row) -> rusqlite::Result<Self> {
-        Ok(Self {
-            id: row.get(0)?,
-            order_no: row.get(1)?,
-            merchant: row.get(2)?,
-            telegram_id: row.get(3)?,
-            credits: row.get(4)?,
-            status: row.get(5)?,
-            trade_no: row.get(6)?,
-            settled_by: row.get(7)?,
-            paid_outside: row.get(8)?,
-        })
+    pub(in crate::store) fn is_settled(&self) -> bool {
+        self.has(OrderStatus::Paid) || self.has(OrderStatus::Refunded)
     }
 
-    pub(super) fn is_settled(&self) -> bool {
-        matches!(self.status.as_str(), "paid" | "refunded")
+    fn has(&self, status: OrderStatus) -> bool {
+        self.status == status.name()
     }
 
     fn finding(&self, fault: Fault) -> Finding {
@@ -76,33 +69,8 @@ impl OrderRow {
     }
 }
 
-impl Entry {
-    pub(super) fn of(row: &Row) -> rusqlite::Result<Self> {
-        Ok(Self { id: row.get(1)?, telegram_id: row.get(2)?, kind: row.get(3)?, credits: row.get(4)? })
-    }
-}
-
-impl ReceiptRow {
-    pub(super) fn of(row: &Row) -> rusqlite::Result<Self> {
-        Ok(Self {
-            id: row.get(1)?,
-            source: row.get(2)?,
-            outcome: row.get(3)?,
-            merchant: row.get(4)?,
-            trade_no: row.get(5)?,
-            alert: row.get(6)?,
-        })
-    }
-}
-
-impl Message {
-    pub(super) fn of(row: &Row) -> rusqlite::Result<Self> {
-        Ok(Self { id: row.get(1)?, kind: row.get(2)? })
-    }
-}
-
 /// Tells `found` of everything that does not fit.
-pub(super) fn examine(
+pub(in crate::store) fn examine(
     order: &OrderRow,
     entries: &[Entry],
     receipts: &[ReceiptRow],
@@ -112,8 +80,10 @@ pub(super) fn examine(
     examine_credit(order, entries, found);
     examine_refund(order, entries, found);
     examine_receipt(order, receipts, found);
-    let has_message = |kind: &str| messages.iter().any(|message| message.kind == kind);
-    if order.is_settled() && !has_message("settled") || order.status == "refunded" && !has_message("refunded") {
+    let has_message = |news: News| messages.iter().any(|message| message.kind == news.name());
+    if order.is_settled() && !has_message(News::Settled)
+        || order.has(OrderStatus::Refunded) && !has_message(News::Refunded)
+    {
         found(CheckName::MessageQueued, order.finding(Fault::NoMessage));
     }
     for trade_no in paid_twice(order, receipts) {
@@ -123,7 +93,7 @@ pub(super) fn examine(
 }
 
 fn examine_credit(order: &OrderRow, entries: &[Entry], found: &mut impl FnMut(CheckName, Finding)) {
-    let mut credits = entries.iter().filter(|entry| entry.kind == "order");
+    let mut credits = entries.iter().filter(|entry| entry.kind == EntryKind::Order.name());
     if !order.is_settled() {
         for entry in credits {
             let finding = order.finding_in("ledger", entry.id, Fault::CreditForUnsettled);
@@ -146,8 +116,8 @@ fn examine_credit(order: &OrderRow, entries: &[Entry], found: &mut impl FnMut(Ch
 }
 
 fn examine_refund(order: &OrderRow, entries: &[Entry], found: &mut impl FnMut(CheckName, Finding)) {
-    let mut refunds = entries.iter().filter(|entry| entry.kind == "refund");
-    if order.status != "refunded" {
+    let mut refunds = entries.iter().filter(|entry| entry.kind == EntryKind::Refund.name());
+    if !order.has(OrderStatus::Refunded) {
         for entry in refunds {
             found(CheckName::RefundOnce, order.finding_in("ledger", entry.id, Fault::TakenBackUnrefunded));
         }
@@ -163,7 +133,7 @@ fn examine_refund(order: &OrderRow, entries: &[Entry], found: &mut impl FnMut(Ch
 }
 
 fn examine_receipt(order: &OrderRow, receipts: &[ReceiptRow], found: &mut impl FnMut(CheckName, Finding)) {
-    let mut settling = receipts.iter().filter(|receipt| receipt.outcome == "settled");
+    let mut settling = receipts.iter().filter(|receipt| receipt.outcome == Outcome::Settled.name());
     if !order.is_settled() {
         for receipt in settling {
             let finding = order.finding_in("receipts", receipt.id, Fault::ReceiptForUnsettled);
@@ -187,13 +157,13 @@ fn examine_receipt(order: &OrderRow, receipts: &[ReceiptRow], found: &mut impl F
 
 /// Whether the order, which a person settled without a payment's number, has got its number from this one payment since.
 fn has_adopted(order: &OrderRow, settled: &ReceiptRow, receipts: &[ReceiptRow]) -> bool {
-    let mut adopted = receipts.iter().filter(|receipt| receipt.alert.as_deref() == Some("adopted"));
+    let mut adopted = receipts.iter().filter(|receipt| receipt.alert.as_deref() == Some(Alert::Adopted.name()));
     let is_by_this = |receipt: &ReceiptRow| {
-        receipt.outcome == "duplicate"
+        receipt.outcome == Outcome::Duplicate.name()
             && receipt.merchant == order.merchant
             && order.trade_no.as_deref() == Some(&receipt.trade_no)
     };
-    settled.source == "manual"
+    settled.source == SettledBy::Manual.name()
         && settled.trade_no.is_empty()
         && !order.paid_outside
         && adopted.next().is_some_and(is_by_this)
@@ -207,7 +177,7 @@ fn paid_twice<'a>(order: &OrderRow, receipts: &'a [ReceiptRow]) -> BTreeSet<&'a 
         let of_outcome = receipts.iter().filter(|receipt| receipt.outcome == outcome);
         of_outcome.map(|receipt| receipt.trade_no.as_str()).collect()
     };
-    let mut again = &trades("paid_again") - &trades("acknowledged");
+    let mut again = &trades(Outcome::PaidAgain.name()) - &trades(OperatorDecision::Acknowledged.name());
     again.retain(|trade_no| order.trade_no.as_deref() != Some(*trade_no));
     again
 }
