@@ -228,6 +228,26 @@ fn what_only_one_module_may_name() {
     }
 }
 
+/// The names of outcomes are declared once: whoever needs one takes it from there. SQL gets them as parameters.
+#[test]
+fn outcomes_are_named_in_one_place() {
+    let declared = fs::read_to_string(root().join("src/domain/outcome.rs")).unwrap();
+    // Those that nothing else is called by: a verdict, a diagnosis or an order's status may have one of the other names.
+    let names = ["malformed", "unknown_merchant", "address_not_allowed", "not_paid", "amount_mismatch", "store_error"];
+    for name in names {
+        assert!(declared.contains(&format!("= \"{name}\"")), "{name}");
+        for (file, text) in files("src", ".rs").into_iter().filter(|(file, _)| !file.ends_with("tests.rs")) {
+            let program = text.split("mod tests {").next().unwrap();
+            let says_it = program.contains(&format!("\"{name}\"")) || program.contains(&format!("'{name}'"));
+            assert!(!says_it || file == "src/domain/outcome.rs", "{file} names {name}");
+        }
+    }
+    for (file, text) in files("src/store/sqlite", ".rs").into_iter().filter(|(file, _)| !file.contains("tests")) {
+        let program = text.split("mod tests {").next().unwrap();
+        assert!(!program.contains("outcome = '") && !program.contains("outcome IN ('"), "{file}");
+    }
+}
+
 /// A program that takes another way in its tests is not the one that is tested: faults are injected by a value.
 #[test]
 fn only_items_are_for_tests_alone() {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::output;
 use crate::config::{Config, Current};
 use crate::domain::clock::Timestamp;
-use crate::domain::settlement::Outcome;
+use crate::domain::outcome::Outcome;
 use crate::net::client::Client;
 use crate::payments::gateways::Gateways;
 use crate::payments::reconcile::{Finding, Reconciler};

@@ -5,8 +5,9 @@ use std::path::Path;
 use crate::channel::epay::{CallbackFields, Credentials, Notification, SignedCallback, Unverified, encode};
 use crate::domain::clock::Timestamp;
 use crate::domain::order::{OrderStatus, PaymentState};
+use crate::domain::outcome::Outcome;
 use crate::domain::secret::Secret;
-use crate::domain::settlement::{Claim, LatePolicy, Outcome, Payable, Policy, decide};
+use crate::domain::settlement::{Claim, LatePolicy, Payable, Policy, decide};
 use crate::store;
 
 const KEY: &str = "89unJUB8HZ54Hj7x4nUj56HN4nUzUJ8i";

@@ -1,5 +1,5 @@
-//! Decisions of a person about an order: refund, settlement by hand, cancellation, acknowledgement. Pure, like
-//! [`super::settlement::decide`]: an engine loads what a rule asks for, and writes what it says.
+//! Decisions of a person about an order: refund, settlement by hand, cancellation, acknowledgement. Pure:
+//! an engine loads what a rule asks for, and writes what it says.
 
 use std::collections::{BTreeMap, BTreeSet};
 

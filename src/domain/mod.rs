@@ -8,5 +8,6 @@ pub(crate) mod money;
 pub(crate) mod named;
 pub(crate) mod notices;
 pub(crate) mod order;
+pub(crate) mod outcome;
 pub(crate) mod secret;
 pub(crate) mod settlement;

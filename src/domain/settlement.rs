@@ -4,59 +4,7 @@ use crate::domain::clock::Timestamp;
 use crate::domain::money::Amount;
 use crate::domain::named::named_enum;
 use crate::domain::order::{Hold, OrderStatus, PaymentState, ReviewReason, SettledBy};
-
-named_enum! {
-    /// What became of a notification. The names are part of the public contract.
-    Outcome {
-        /// Cannot be read in exactly one way, or says something impossible.
-        Malformed = "malformed",
-        /// No merchant has this `pid`.
-        UnknownMerchant = "unknown_merchant",
-        /// Comes from an address that the merchant's `allow_ips` does not name.
-        AddressNotAllowed = "address_not_allowed",
-        /// Not signed by that merchant's gateway.
-        BadSignature = "bad_signature",
-        /// V2: signed too long ago, or in the future.
-        Stale = "stale",
-        /// Vouched for, and says that nothing was paid.
-        NotPaid = "not_paid",
-        /// That merchant has no such order.
-        UnknownOrder = "unknown_order",
-        /// The order is settled already by this very payment, or a person settled it and this is the payment they meant.
-        Duplicate = "duplicate",
-        /// The order is settled already, by another payment: the buyer paid twice.
-        PaidAgain = "paid_again",
-        /// This payment has settled another order.
-        TradeReused = "trade_reused",
-        /// The money is not the order's amount.
-        AmountMismatch = "amount_mismatch",
-        /// A person has to look at the order first.
-        Held = "held",
-        /// Vouched for, and the gateway itself has yet to say that it was paid.
-        Unconfirmed = "unconfirmed",
-        /// The order is paid now, and the credits are given.
-        Settled = "settled",
-        /// Too much is waiting to be written.
-        Overloaded = "overloaded",
-        /// The store failed.
-        StoreError = "store_error",
-    }
-}
-
-impl Outcome {
-    /// Whether the gateway may stop sending: the payment is durably recorded, or there was none.
-    pub const fn is_success(self) -> bool {
-        matches!(self, Self::NotPaid | Self::Duplicate | Self::PaidAgain | Self::Settled)
-    }
-
-    /// Whether it proved nothing: anybody can have sent it.
-    pub const fn is_rejection(self) -> bool {
-        matches!(
-            self,
-            Self::Malformed | Self::UnknownMerchant | Self::AddressNotAllowed | Self::BadSignature | Self::Stale
-        )
-    }
-}
+use crate::domain::outcome::Outcome;
 
 named_enum! {
     /// Alerts that do not follow from the outcome alone.
@@ -675,7 +623,7 @@ mod tests {
                             }
                             // The gateway's word is still to come, and it is asked for.
                             Outcome::Unconfirmed => decision.effect == Ask && can_ask && proof == ClaimProof::Signature,
-                            _ => false,
+                            Outcome::NotPaid => false,
                         };
                         assert!(ends_well, "{:?} {:?}: {decision:?}", case.order, case.claim);
                         let is_credited = decision.effect == Settle;

@@ -184,26 +184,21 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::outcome::Outcome;
+    use crate::domain::settlement::Alert;
+    use crate::store::TroubleKind;
 
     #[test]
     fn every_kind_of_trouble_has_a_text() {
-        let kinds = [
-            "adopted",
-            "amount_mismatch",
-            "held",
-            "paid_again",
-            "refunded",
-            "status_unclear",
-            "trade_reused",
-            "unknown_order",
-        ];
+        let alerts = Alert::ALL.iter().map(|&alert| TroubleKind::Alert(alert));
+        let kinds: Vec<_> = Outcome::ALERTED.into_iter().map(TroubleKind::Outcome).chain(alerts).collect();
         let due = Amount::from_fen(3600);
         let paid = Amount::from_fen(360);
-        let trouble = |kind: &str| Trouble { kind: kind.to_owned(), count: 3, order_no: "ORDER\n1".into(), due, paid };
+        let trouble = |&kind: &TroubleKind| Trouble { kind, count: 3, order_no: "ORDER\n1".into(), due, paid };
         let notice = Notice { count: 2, detail: "a detail".into() };
         let report = Report {
             until: 1,
-            trouble: kinds.map(trouble).into(),
+            trouble: kinds.iter().map(trouble).collect(),
             notices: NoticeKind::ALL.iter().map(|kind| (*kind, notice.clone())).collect(),
         };
         let text = report.text();

@@ -16,7 +16,8 @@ use crate::channel::epay::client::{Answer, GatewayError, Verdict};
 use crate::config::{Config, Current, Merchant};
 use crate::domain::clock::Timestamp;
 use crate::domain::order::{Order, SettledBy};
-use crate::domain::settlement::{Outcome, Policy};
+use crate::domain::outcome::Outcome;
+use crate::domain::settlement::Policy;
 use crate::payments::gateways::{AskError, Gateways, name_of};
 use crate::store::{Cause, Question, Receipt, Settle, Store, StoreError};
 

@@ -8,7 +8,8 @@ use rust_i18n::t;
 
 use super::limits::{Bucket, Rate};
 use crate::domain::clock::Timestamp;
-use crate::domain::settlement::{Claim, Outcome};
+use crate::domain::outcome::{ClaimedFields, NotificationOutcome, Outcome, Rejected, Unanswered};
+use crate::domain::settlement::Claim;
 use crate::store::{Credited, Settlement, StoreError};
 
 /// The target of these records, whichever file writes them.
@@ -22,11 +23,11 @@ const FIELD_CHARS_MAX: usize = 64;
 
 /// A notification that is not to be believed.
 pub(super) struct Refused {
-    pub(super) outcome: Outcome,
+    pub(super) outcome: Rejected,
     /// More about it than the outcome's name says.
     pub(super) reason: String,
-    /// `pid`, `out_trade_no` and `trade_no`, where they can be read.
-    pub(super) claimed: [Option<String>; 3],
+    /// The fields to find it by.
+    pub(super) claimed: ClaimedFields,
 }
 
 /// As much of a field as is logged.
@@ -39,15 +40,15 @@ pub(super) fn shortened(field: &str) -> &str {
 
 pub(super) struct NotificationLog {
     /// One for each outcome.
-    budgets: [Budget; Outcome::ALL.len()],
+    budgets: [Budget; NotificationOutcome::COUNT],
     /// The minute in which it was last told that a previous key is still used.
     previous_key_told: AtomicI64,
 }
 
 impl Default for NotificationLog {
     fn default() -> Self {
-        let budget = |number: usize| {
-            let room = Bucket::new(if Outcome::ALL[number].is_rejection() { FORGED } else { REPEATED });
+        let budget = |index: usize| {
+            let room = Bucket::new(if index < Rejected::ALL.len() { FORGED } else { REPEATED });
             Budget { room, unlogged: AtomicU64::new(0) }
         };
         Self { budgets: std::array::from_fn(budget), previous_key_told: AtomicI64::default() }
@@ -58,12 +59,12 @@ impl NotificationLog {
     /// A vouched-for notification, and what the store made of it.
     pub(super) fn settlement(
         &self,
-        outcome: Outcome,
+        outcome: NotificationOutcome,
         settled: &Result<Settlement, StoreError>,
         claim: &Claim,
         client: IpAddr,
     ) {
-        if outcome != Outcome::Settled && !self.has_room_for(outcome) {
+        if outcome != NotificationOutcome::Decided(Outcome::Settled) && !self.has_room_for(outcome) {
             return;
         }
         let [pid, order, trade] = [&claim.merchant, &claim.order_no, claim.trade_no()].map(shortened);
@@ -77,11 +78,13 @@ impl NotificationLog {
             }
         };
         let level = match outcome {
-            Outcome::Settled | Outcome::Duplicate | Outcome::NotPaid => log::Level::Info,
+            NotificationOutcome::Decided(Outcome::Settled | Outcome::Duplicate | Outcome::NotPaid) => log::Level::Info,
             _ => log::Level::Warn,
         };
         let what = match (outcome, order_amount) {
-            (Outcome::AmountMismatch, Some(expected)) => format!("{outcome} {amount} != {expected}"),
+            (NotificationOutcome::Decided(Outcome::AmountMismatch), Some(expected)) => {
+                format!("{outcome} {amount} != {expected}")
+            }
             _ => outcome.to_string(),
         };
         let rest = if let Some(Credited { telegram_id: user, credits }) = credited {
@@ -95,7 +98,7 @@ impl NotificationLog {
 
     /// The gateway was told to come again before it was known what came of its notification.
     pub(super) fn late_settlement(&self, after: Duration) {
-        let outcome = Outcome::Overloaded;
+        let outcome = NotificationOutcome::Unanswered(Unanswered::Overloaded);
         if self.has_room_for(outcome) {
             log::error!(target: TARGET, "{}", t!("log.settle_late", outcome = outcome, seconds = after.as_secs()));
         }
@@ -111,10 +114,10 @@ impl NotificationLog {
 
     /// A notification that proved nothing; why it did not is only looked into where it is told.
     pub(super) fn rejection(&self, refused: &Refused, client: IpAddr, diagnose: impl FnOnce() -> Option<String>) {
-        if self.has_room_for(refused.outcome) {
+        if self.has_room_for(NotificationOutcome::Rejected(refused.outcome)) {
             let what = format!("{} {}", refused.outcome, refused.reason);
-            let [pid, order, _] = &refused.claimed;
-            let [pid, order] = [pid, order].map(|field| field.as_deref().unwrap_or("?"));
+            let ClaimedFields { merchant, order_no, .. } = &refused.claimed;
+            let [pid, order] = [merchant, order_no].map(|field| field.as_deref().unwrap_or("?"));
             let sender = t!("log.sender", pid = pid, client = client);
             let rest = diagnose().map_or_else(|| sender.to_string(), |diagnosis| format!("{sender}: {diagnosis}"));
             log::warn!(target: TARGET, "{}", t!("log.rejected", what = what.trim_end(), order = order, rest = rest));
@@ -122,13 +125,13 @@ impl NotificationLog {
     }
 
     /// A notification that is not worth a record of its own.
-    pub(super) fn leave_out(&self, outcome: Outcome) {
-        self.budgets[outcome as usize].unlogged.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn leave_out(&self, outcome: NotificationOutcome) {
+        self.budgets[outcome.index()].unlogged.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Tells how many records there was no room for since this was last told.
     pub(super) fn report_unlogged(&self) {
-        for (outcome, budget) in Outcome::ALL.iter().zip(&self.budgets) {
+        for (outcome, budget) in NotificationOutcome::all().zip(&self.budgets) {
             let count = budget.unlogged.swap(0, Ordering::Relaxed);
             if count > 0 {
                 log::warn!(target: TARGET, "{}", t!("log.more_unlogged", outcome = outcome, count = count));
@@ -136,8 +139,8 @@ impl NotificationLog {
         }
     }
 
-    fn has_room_for(&self, outcome: Outcome) -> bool {
-        let has_room = self.budgets[outcome as usize].room.take();
+    fn has_room_for(&self, outcome: NotificationOutcome) -> bool {
+        let has_room = self.budgets[outcome.index()].room.take();
         if !has_room {
             self.leave_out(outcome);
         }
@@ -160,26 +163,28 @@ mod tests {
     #[test]
     fn each_outcome_has_its_own_room_and_what_is_left_out_is_counted_but_not_diagnosed() {
         let log = NotificationLog::default();
+        let bad_signature = NotificationOutcome::Rejected(Rejected::BadSignature);
+        let duplicate = NotificationOutcome::Decided(Outcome::Duplicate);
         let diagnosed = Cell::new(0);
         let reject = |outcome| {
-            let refused = Refused { outcome, reason: String::new(), claimed: [None, None, None] };
+            let refused = Refused { outcome, reason: String::new(), claimed: ClaimedFields::default() };
             log.rejection(&refused, [10, 0, 0, 1].into(), || {
                 diagnosed.set(diagnosed.get() + 1);
                 None
             });
         };
-        (0..1000).for_each(|_| reject(Outcome::BadSignature));
+        (0..1000).for_each(|_| reject(Rejected::BadSignature));
         assert_eq!(diagnosed.get(), 50);
-        (0..30).for_each(|_| reject(Outcome::Malformed));
+        (0..30).for_each(|_| reject(Rejected::Malformed));
         assert_eq!(diagnosed.get(), 80);
-        log.leave_out(Outcome::BadSignature);
-        let logged = (0..1000).filter(|_| log.has_room_for(Outcome::Duplicate)).count();
+        log.leave_out(bad_signature);
+        let logged = (0..1000).filter(|_| log.has_room_for(duplicate)).count();
         assert!((100..=102).contains(&logged), "{logged}");
-        let unlogged = |outcome: Outcome| log.budgets[outcome as usize].unlogged.load(Ordering::Relaxed);
-        assert_eq!(unlogged(Outcome::BadSignature), 951);
-        assert_eq!(unlogged(Outcome::Malformed), 0);
-        assert_eq!(usize::try_from(unlogged(Outcome::Duplicate)).unwrap(), 1000 - logged);
+        let unlogged = |outcome: NotificationOutcome| log.budgets[outcome.index()].unlogged.load(Ordering::Relaxed);
+        assert_eq!(unlogged(bad_signature), 951);
+        assert_eq!(unlogged(NotificationOutcome::Rejected(Rejected::Malformed)), 0);
+        assert_eq!(usize::try_from(unlogged(duplicate)).unwrap(), 1000 - logged);
         log.report_unlogged();
-        assert_eq!(unlogged(Outcome::BadSignature), 0, "told once");
+        assert_eq!(unlogged(bad_signature), 0, "told once");
     }
 }

@@ -22,7 +22,8 @@ use crate::config::{Config, Current, Proof};
 use crate::domain::clock::Timestamp;
 use crate::domain::money::Amount;
 use crate::domain::order::{PaymentState, SettledBy};
-use crate::domain::settlement::{Claim, ClaimProof, Outcome, Policy};
+use crate::domain::outcome::{ClaimedFields, NotificationOutcome, Rejected, Unanswered};
+use crate::domain::settlement::{Claim, ClaimProof, Policy};
 use crate::payments::gateways::Gateways;
 use crate::store::{Cause, Receipt, Rejection, Settle, Store, StoreError};
 
@@ -65,12 +66,12 @@ struct Believed {
 
 /// Why a notification is not to be believed.
 struct Reason {
-    outcome: Outcome,
+    outcome: Rejected,
     more: Option<Malformed>,
 }
 
-impl From<Outcome> for Reason {
-    fn from(outcome: Outcome) -> Self {
+impl From<Rejected> for Reason {
+    fn from(outcome: Rejected) -> Self {
         Self { outcome, more: None }
     }
 }
@@ -105,14 +106,14 @@ impl Notify {
             payload,
         };
         match self.take(receipt, client).await {
-            Outcome::Overloaded | Outcome::StoreError => text(StatusCode::SERVICE_UNAVAILABLE, FAIL),
-            outcome if outcome.is_success() => text(StatusCode::OK, SUCCESS),
-            _ => text(StatusCode::OK, FAIL),
+            NotificationOutcome::Unanswered(_) => text(StatusCode::SERVICE_UNAVAILABLE, FAIL),
+            NotificationOutcome::Decided(outcome) if outcome.is_success() => text(StatusCode::OK, SUCCESS),
+            NotificationOutcome::Decided(_) | NotificationOutcome::Rejected(_) => text(StatusCode::OK, FAIL),
         }
     }
 
     /// What becomes of a notification.
-    pub(crate) async fn take(&self, receipt: Receipt, client: IpAddr) -> Outcome {
+    pub(crate) async fn take(&self, receipt: Receipt, client: IpAddr) -> NotificationOutcome {
         // One configuration for all of it: a reload in between must not mix two.
         let config = self.config.load();
         let judged = self.judge(&config, &receipt, client);
@@ -128,15 +129,15 @@ impl Notify {
     /// Decides whether to believe it, by what it says alone; the order of the checks is the public contract's.
     fn judge(&self, config: &Config, receipt: &Receipt, client: IpAddr) -> Result<Believed, Reason> {
         let unverified = Unverified::parse(&receipt.payload)
-            .map_err(|malformed| Reason { more: Some(malformed), ..Outcome::Malformed.into() })?;
-        let merchant = config.merchant(unverified.pid()).ok_or(Outcome::UnknownMerchant)?;
+            .map_err(|malformed| Reason { more: Some(malformed), ..Rejected::Malformed.into() })?;
+        let merchant = config.merchant(unverified.pid()).ok_or(Rejected::UnknownMerchant)?;
         if !merchant.allow_ips.is_empty() && !merchant.allow_ips.contains(client) {
-            return Err(Outcome::AddressNotAllowed.into());
+            return Err(Rejected::AddressNotAllowed.into());
         }
         let notification =
             unverified.verify(&merchant.credentials, receipt.received_at).map_err(|error| match error {
-                VerifyError::BadSignature => Outcome::BadSignature,
-                VerifyError::Stale => Outcome::Stale,
+                VerifyError::BadSignature => Rejected::BadSignature,
+                VerifyError::Stale => Rejected::Stale,
             })?;
         if notification.by_previous_key {
             self.log.previous_key(&notification.pid);
@@ -152,11 +153,10 @@ impl Notify {
     /// Where callbacks are only hints, even one that proves nothing has its order asked about soon: one gateway signs in a way
     /// that nobody knows. Whoever guesses an order's number achieves a question, every few seconds at most.
     fn take_hint(&self, config: &Config, refused: &Refused, now: Timestamp) {
-        let (Outcome::BadSignature | Outcome::Stale, [Some(pid), Some(order_no), _]) =
-            (refused.outcome, &refused.claimed)
-        else {
+        let ClaimedFields { merchant: Some(pid), order_no: Some(order_no), .. } = &refused.claimed else { return };
+        if !matches!(refused.outcome, Rejected::BadSignature | Rejected::Stale) {
             return;
-        };
+        }
         if config.merchant(pid).is_none_or(|merchant| merchant.proof != Proof::Query) {
             return;
         }
@@ -170,7 +170,7 @@ impl Notify {
         });
     }
 
-    async fn settle(&self, believed: Believed, receipt: Receipt, client: IpAddr) -> Outcome {
+    async fn settle(&self, believed: Believed, receipt: Receipt, client: IpAddr) -> NotificationOutcome {
         let Believed { notification, proof, query_above, policy } = believed;
         let mut claim = notification.claim();
         let mut settling = Box::pin({
@@ -182,9 +182,9 @@ impl Notify {
                 let settle = Arc::new(Settle { claim, source: SettledBy::Notify, policy, receipt });
                 let settled = store.settle(Arc::clone(&settle)).await;
                 let outcome = match &settled {
-                    Ok(settlement) => settlement.outcome,
-                    Err(StoreError::Overloaded) => Outcome::Overloaded,
-                    Err(_) => Outcome::StoreError,
+                    Ok(settlement) => NotificationOutcome::Decided(settlement.outcome),
+                    Err(StoreError::Overloaded) => NotificationOutcome::Unanswered(Unanswered::Overloaded),
+                    Err(_) => NotificationOutcome::Unanswered(Unanswered::StoreError),
                 };
                 log.settlement(outcome, &settled, &settle.claim, client);
                 outcome
@@ -196,7 +196,7 @@ impl Notify {
         // Too late for this gateway's patience, but not for the buyer: its next attempt will be a duplicate.
         self.log.late_settlement(SETTLE_TIMEOUT);
         self.late.spawn(settling);
-        Outcome::Overloaded
+        NotificationOutcome::Unanswered(Unanswered::Overloaded)
     }
 
     fn reject(
@@ -205,13 +205,18 @@ impl Notify {
         Reason { outcome, more }: Reason,
         mut receipt: Receipt,
         client: IpAddr,
-    ) -> Outcome {
+    ) -> NotificationOutcome {
+        let named = NotificationOutcome::Rejected(outcome);
         if !self.forgers.may_cost_more(client) {
-            self.log.leave_out(outcome);
-            return outcome;
+            self.log.leave_out(named);
+            return named;
         }
-        let claimed = ["pid", "out_trade_no", "trade_no"]
-            .map(|key| Some(shortened(&epay::glimpse(&receipt.payload, key)?).to_owned()));
+        let glimpse = |key| Some(shortened(&epay::glimpse(&receipt.payload, key)?).to_owned());
+        let claimed = ClaimedFields {
+            merchant: glimpse("pid"),
+            order_no: glimpse("out_trade_no"),
+            trade_no: glimpse("trade_no"),
+        };
         let refused = Refused { outcome, reason: more.map_or_else(String::new, |more| more.to_string()), claimed };
         self.take_hint(config, &refused, receipt.received_at);
         self.log.rejection(&refused, client, || diagnosis(config, &refused, &receipt.payload));
@@ -220,7 +225,7 @@ impl Notify {
         receipt.payload.truncate(REJECTED_PAYLOAD_BYTES_MAX);
         receipt.payload.shrink_to_fit();
         self.store.reject(Rejection { outcome, reason, claimed, receipt, payload_bytes });
-        outcome
+        named
     }
 
     /// Waits until the last records are written; the store is closed by then, and has answered all that it was asked.
@@ -241,7 +246,7 @@ impl Notify {
 
 /// The known wrong way in which a refused notification is signed, for the log.
 fn diagnosis(config: &Config, refused: &Refused, payload: &[u8]) -> Option<String> {
-    let pid = refused.claimed[0].as_deref().filter(|_| refused.outcome == Outcome::BadSignature)?;
+    let pid = refused.claimed.merchant.as_deref().filter(|_| refused.outcome == Rejected::BadSignature)?;
     config.diagnose(pid, payload).map(|diagnosis| diagnosis.text())
 }
 

@@ -2,12 +2,42 @@
 
 use super::{Engine, Store, StoreError};
 use crate::domain::money::Amount;
+use crate::domain::outcome::Outcome;
+use crate::domain::settlement::Alert;
+
+/// Kind of receipts that a person should hear of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TroubleKind {
+    /// Those of this outcome.
+    Outcome(Outcome),
+    /// Those with this alert, whatever their outcome.
+    Alert(Alert),
+}
+
+impl TroubleKind {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Outcome(outcome) => outcome.name(),
+            Self::Alert(alert) => alert.name(),
+        }
+    }
+
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        Alert::from_name(name).map(Self::Alert).or_else(|| Outcome::from_name(name).map(Self::Outcome))
+    }
+}
+
+impl std::fmt::Display for TroubleKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
 
 /// Receipts that a person should hear of, by kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Trouble {
-    /// The name of the alert: the outcome's, or one of its own.
-    pub kind: String,
+    /// Its kind.
+    pub kind: TroubleKind,
     /// How many there were.
     pub count: u32,
     /// The order of the newest of them, as the gateway named it.

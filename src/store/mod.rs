@@ -29,7 +29,7 @@ use audit::Audit;
 pub(crate) use decisions::{ByHand, Refund};
 pub use error::{AccountError, Failure, FilesChanged, StoreError};
 pub(crate) use error::{DecisionError, OpenError};
-pub(crate) use memory::Trouble;
+pub(crate) use memory::{Trouble, TroubleKind};
 pub use orders::OrderFilter;
 pub(crate) use orders::{Created, Creation};
 pub(crate) use outbox::{Attempt, Channel, Delivery, DeliveryFilter, DeliveryState, News};

@@ -7,7 +7,8 @@ use super::{Engine, Store, StoreError};
 use crate::domain::clock::Timestamp;
 use crate::domain::money::Amount;
 use crate::domain::order::SettledBy;
-use crate::domain::settlement::{Claim, Outcome, Policy};
+use crate::domain::outcome::{ClaimedFields, Outcome, Rejected};
+use crate::domain::settlement::{Claim, Policy};
 
 /// A claim to settle by, with the receipt that is kept of it.
 #[derive(Clone, Debug)]
@@ -59,13 +60,13 @@ pub struct Credited {
 
 /// A notification that proved nothing.
 #[derive(Debug)]
-pub struct Rejection {
-    /// The name of the rejection.
-    pub outcome: Outcome,
+pub(crate) struct Rejection {
+    /// Its name.
+    pub outcome: Rejected,
     /// Why, in a word.
     pub reason: String,
-    /// The `pid`, `out_trade_no` and `trade_no` that it claims, as far as it can be read.
-    pub claimed: [Option<String>; 3],
+    /// The fields to find it by.
+    pub claimed: ClaimedFields,
     /// The part of it that is kept.
     pub receipt: Receipt,
     /// How long its payload was.
@@ -81,7 +82,7 @@ impl Store {
     }
 
     /// Keeps a notification that proved nothing, when there is time for it; never waits.
-    pub fn reject(&self, rejection: Rejection) {
+    pub(crate) fn reject(&self, rejection: Rejection) {
         match &self.engine {
             Engine::Sqlite(engine) => engine.reject(rejection),
         }

@@ -2,7 +2,8 @@
 
 use super::{Channel, Delivery, Engine, LedgerEntry, Refund, Store, StoreError};
 use crate::domain::clock::Timestamp;
-use crate::domain::order::Order;
+use crate::domain::order::{Order, SettledBy};
+use crate::domain::outcome::ReceiptOutcome;
 use crate::domain::settlement::Alert;
 
 /// An order with all that is known of it, or what is known of a number that is no order of ours.
@@ -31,10 +32,10 @@ pub(crate) struct Story {
 pub(crate) struct KeptReceipt {
     /// When it arrived.
     pub at: Timestamp,
-    /// `notify`, `reconcile` or `manual`.
-    pub source: String,
-    /// What became of it.
-    pub outcome: String,
+    /// Kind of its source.
+    pub source: SettledBy,
+    /// What it came to.
+    pub outcome: ReceiptOutcome,
     /// More about that, in a word; empty for what proved itself.
     pub reason: String,
     /// The merchant that it names.

@@ -22,7 +22,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::domain::settlement::Outcome;
+use crate::domain::outcome::{NotificationOutcome, Unanswered};
 use run::Tally;
 use workload::run_seed;
 
@@ -111,8 +111,9 @@ fn whatever_happens_the_books_are_right() {
     println!("{seeds} seeds: {tally:?}");
     // It would be easy to find nothing where nothing happens.
     assert!(tally.steps > 40 * seeds && tally.failures > seeds && tally.crashes > seeds, "{tally:?}");
-    let never = Outcome::ALL.iter().filter(|outcome| !tally.outcomes.contains_key(outcome.name()));
-    assert_eq!(never.collect::<Vec<_>>(), [&Outcome::Overloaded, &Outcome::StoreError], "{tally:?}");
+    let never = NotificationOutcome::all().filter(|outcome| !tally.outcomes.contains_key(outcome.name()));
+    let unanswered: Vec<_> = Unanswered::ALL.iter().map(|&why| NotificationOutcome::Unanswered(why)).collect();
+    assert_eq!(never.collect::<Vec<_>>(), unanswered, "{tally:?}");
 }
 
 #[test]

@@ -14,7 +14,8 @@ use super::ops::{Key, Op};
 use super::random::Random;
 use crate::config::{Config, Current, DatabaseUrl};
 use crate::domain::decisions::{RefundState, Refused};
-use crate::domain::settlement::{LatePolicy, Outcome};
+use crate::domain::outcome::NotificationOutcome;
+use crate::domain::settlement::LatePolicy;
 use crate::net::client::Client;
 use crate::payments::gateways::Gateways;
 use crate::server::Notify;
@@ -340,7 +341,7 @@ async fn run(store: &Store, notify: &Notify, op: &Op) -> String {
         Op::Notify { payload, client, at, .. } => {
             let receipt = Receipt { received_at: at, client: Some(client), method: "GET", payload: payload.0 };
             match notify.take(receipt, client).await {
-                Outcome::StoreError | Outcome::Overloaded => Ok(FAILED.to_owned()),
+                NotificationOutcome::Unanswered(_) => Ok(FAILED.to_owned()),
                 outcome => Ok(outcome.name().to_owned()),
             }
         }

@@ -10,9 +10,9 @@ use crate::channel::epay::{self, Diagnosis};
 use crate::config::Config;
 use crate::domain::clock::Timestamp;
 use crate::domain::named::named_enum;
-use crate::domain::order::Order;
+use crate::domain::order::{Order, SettledBy};
+use crate::domain::outcome::{ReceiptOutcome, Rejected};
 use crate::domain::secret::MASK;
-use crate::domain::settlement::Outcome;
 use crate::store::{Channel, Delivery, DeliveryState, KeptAnswer, KeptReceipt, LedgerEntry, Refund, Story};
 pub(crate) use verdict::{Verdict, VerdictCode};
 
@@ -84,7 +84,7 @@ impl Explanation {
 
 /// What a wrong signature would fit, by the keys that are configured now.
 fn diagnosis_of(rejection: &KeptReceipt, config: &Config) -> Option<Diagnosis> {
-    if rejection.outcome != Outcome::BadSignature.name() || !rejection.is_whole {
+    if rejection.outcome != ReceiptOutcome::Rejected(Rejected::BadSignature) || !rejection.is_whole {
         return None;
     }
     config.diagnose(&rejection.merchant, &rejection.payload)
@@ -108,36 +108,31 @@ fn created(order: &Order) -> Event {
 
 fn received(receipt: &KeptReceipt, diagnosis: Option<&Diagnosis>) -> Event {
     let said = || String::from_utf8_lossy(&receipt.payload).into_owned();
-    let outcome = Outcome::from_name(&receipt.outcome);
-    let what = match (receipt.alert, outcome) {
+    let what = match (receipt.alert, receipt.outcome) {
         (Some(alert), _) => t!(format!("explain.alert_{alert}")).into_owned(),
-        (None, Some(outcome)) => t!(format!("outcome.{outcome}")).into_owned(),
-        (None, None) => receipt.outcome.clone(),
+        (None, ReceiptOutcome::Operator(decision)) => decision.to_string(),
+        (None, outcome) => t!(format!("outcome.{outcome}")).into_owned(),
     };
-    let (kind, text, details) = match receipt.source.as_str() {
-        "manual" => {
+    let (kind, text, details) = match receipt.source {
+        SettledBy::Manual => {
             let text = t!(format!("explain.by_hand_{}", receipt.outcome)).into_owned();
             let mut details = vec![("reason", said())];
             details.extend(Some(("trade_no", receipt.trade_no.clone())).filter(|(_, trade_no)| !trade_no.is_empty()));
             (EventKind::Decision, text, details)
         }
-        "reconcile" => {
+        SettledBy::Reconcile => {
             let text = t!("explain.reconciled", trade = receipt.trade_no, outcome = receipt.outcome, what = what);
             (EventKind::Reconciled, text.into_owned(), vec![("answer", said())])
         }
-        _ => {
+        SettledBy::Notify => {
             let text = t!("explain.callback", outcome = receipt.outcome, what = what).into_owned();
-            (EventKind::Callback, text, callback_details(receipt, outcome, diagnosis))
+            (EventKind::Callback, text, callback_details(receipt, diagnosis))
         }
     };
     Event { at: receipt.at, kind, text, details }
 }
 
-fn callback_details(
-    receipt: &KeptReceipt,
-    outcome: Option<Outcome>,
-    diagnosis: Option<&Diagnosis>,
-) -> Vec<(&'static str, String)> {
+fn callback_details(receipt: &KeptReceipt, diagnosis: Option<&Diagnosis>) -> Vec<(&'static str, String)> {
     let (method, client) = (receipt.method.as_deref().unwrap_or("?"), receipt.client.as_deref().unwrap_or("?"));
     let mut details = vec![("from", format!("{method} {client}"))];
     match epay::readable(&receipt.payload) {
@@ -152,7 +147,8 @@ fn callback_details(
         details.push(("reason", receipt.reason.clone()));
     }
     details.extend(diagnosis.map(|diagnosis| ("would_fit", diagnosis.text())));
-    let answer = if outcome.is_some_and(Outcome::is_success) { "success" } else { "fail" };
+    let is_success = matches!(receipt.outcome, ReceiptOutcome::Decided(outcome) if outcome.is_success());
+    let answer = if is_success { "success" } else { "fail" };
     details.push(("answered", answer.to_owned()));
     details
 }

@@ -5,10 +5,10 @@ use rust_i18n::t;
 use crate::channel::epay::Diagnosis;
 use crate::config::Config;
 use crate::domain::clock::Timestamp;
-use crate::domain::decisions::RefundState;
+use crate::domain::decisions::{OperatorDecision, RefundState};
 use crate::domain::named::named_enum;
 use crate::domain::order::{Hold, Order, OrderStatus, ReviewReason};
-use crate::domain::settlement::Outcome;
+use crate::domain::outcome::{Outcome, ReceiptOutcome, Rejected};
 use crate::store::{Channel, DeliveryState, KeptReceipt, News, Story};
 
 named_enum! {
@@ -131,21 +131,21 @@ fn why(rejection: &KeptReceipt, diagnoses: &[Option<Diagnosis>]) -> String {
     if let Some(Some(diagnosis)) = diagnoses.first() {
         return diagnosis.text();
     }
-    let what = Outcome::from_name(&rejection.outcome);
-    let what = what.map_or_else(|| rejection.outcome.clone(), |outcome| t!(format!("outcome.{outcome}")).into_owned());
+    let what = t!(format!("outcome.{}", rejection.outcome)).into_owned();
     if rejection.reason.is_empty() { what } else { format!("{what} ({})", rejection.reason) }
 }
 
 /// Payments beyond the order's own, of which nobody has said that they are taken care of.
 fn again(story: &Story) -> impl Iterator<Item = &str> {
-    let of = |outcome: &'static str| story.receipts.iter().filter(move |receipt| receipt.outcome == outcome);
-    let mut trades: Vec<_> = of("paid_again").map(|receipt| receipt.trade_no.as_str()).collect();
+    let of = |outcome: ReceiptOutcome| story.receipts.iter().filter(move |receipt| receipt.outcome == outcome);
+    let mut trades: Vec<_> = of(Outcome::PaidAgain.into()).map(|receipt| receipt.trade_no.as_str()).collect();
     trades.sort_unstable();
     trades.dedup();
     // An older version called a payment one too many that the order has adopted since.
     let own = story.order.as_ref().and_then(|order| order.trade_no.as_deref());
     trades.retain(|trade_no| own != Some(*trade_no));
-    trades.into_iter().filter(move |trade_no| of("acknowledged").all(|receipt| receipt.trade_no != *trade_no))
+    let acknowledged = ReceiptOutcome::Operator(OperatorDecision::Acknowledged);
+    trades.into_iter().filter(move |trade_no| of(acknowledged).all(|receipt| receipt.trade_no != *trade_no))
 }
 
 fn code_of(
@@ -160,10 +160,10 @@ fn code_of(
         OrderStatus::Paid => paid(story),
         OrderStatus::Cancelled => VerdictCode::Cancelled,
         OrderStatus::Review => {
-            let has = |outcome: &str| story.receipts.iter().any(|receipt| receipt.outcome == outcome);
+            let has = |outcome: Outcome| story.receipts.iter().any(|receipt| receipt.outcome == outcome.into());
             match order.review_reason {
                 Some(ReviewReason::Amount) => VerdictCode::ReviewAmount,
-                None if has("amount_mismatch") => VerdictCode::ReviewAmount,
+                None if has(Outcome::AmountMismatch) => VerdictCode::ReviewAmount,
                 _ => VerdictCode::ReviewHeld,
             }
         }
@@ -193,14 +193,14 @@ fn unpaid(story: &Story, order: &Order, diagnoses: &[Option<Diagnosis>], config:
     if matches!(order.hold, Some(Hold::Frozen | Hold::PreAuthorised)) {
         return VerdictCode::OnHold;
     }
-    let newest = story.receipts.first().map(|receipt| receipt.outcome.as_str());
+    let newest = story.receipts.first().map(|receipt| receipt.outcome);
     match newest {
-        Some("unconfirmed") => return VerdictCode::Unconfirmed,
-        Some("trade_reused") => return VerdictCode::TradeReused,
+        Some(ReceiptOutcome::Decided(Outcome::Unconfirmed)) => return VerdictCode::Unconfirmed,
+        Some(ReceiptOutcome::Decided(Outcome::TradeReused)) => return VerdictCode::TradeReused,
         _ => {}
     }
     if let Some(rejection) = story.rejections.first() {
-        return match (rejection.outcome == Outcome::BadSignature.name(), diagnoses.first()) {
+        return match (rejection.outcome == ReceiptOutcome::Rejected(Rejected::BadSignature), diagnoses.first()) {
             (true, Some(Some(_))) => VerdictCode::SignedWrongly,
             (true, _) => VerdictCode::BadSignature,
             (false, _) => VerdictCode::Refused,
@@ -208,7 +208,7 @@ fn unpaid(story: &Story, order: &Order, diagnoses: &[Option<Diagnosis>], config:
     }
     let has_gateway = config.merchant(&order.terms.merchant).is_some_and(|merchant| merchant.gateway_url.is_some());
     match (newest, story.answers.first().map(|answer| answer.answer.as_str())) {
-        (Some("not_paid"), _) => VerdictCode::SaidUnpaid,
+        (Some(ReceiptOutcome::Decided(Outcome::NotPaid)), _) => VerdictCode::SaidUnpaid,
         (_, Some("no_answer")) => VerdictCode::AskedInVain,
         (_, Some(answer)) if answer.starts_with("contradicts_") => VerdictCode::AskedContradicts,
         (_, Some(_)) => VerdictCode::AskedUnpaid,

@@ -6,7 +6,8 @@ use super::{CheckName, Fault, Finding};
 use crate::domain::decisions::OperatorDecision;
 use crate::domain::ledger::EntryKind;
 use crate::domain::order::{OrderStatus, SettledBy};
-use crate::domain::settlement::{Alert, Outcome};
+use crate::domain::outcome::Outcome;
+use crate::domain::settlement::Alert;
 use crate::store::News;
 
 /// An order, as far as it has to fit the books.

@@ -14,7 +14,8 @@ use crate::domain::decisions::{
 };
 use crate::domain::ledger::EntryKind;
 use crate::domain::order::{Order, OrderStatus};
-use crate::domain::settlement::{Alert, Outcome};
+use crate::domain::outcome::{Outcome, ReceiptOutcome};
+use crate::domain::settlement::Alert;
 use crate::store::{ByHand, News, Refund};
 
 impl Sqlite {
@@ -201,7 +202,7 @@ fn settle_by_hand(
         },
     )?;
     for other in &settlement.paid_again {
-        note_decision(db, decision, Outcome::PaidAgain.name(), &order, order_id, other)?;
+        note_decision(db, decision, Outcome::PaidAgain.into(), &order, order_id, other)?;
     }
     Ok(order_of(db, &decision.order_no)?.1)
 }
@@ -236,7 +237,14 @@ fn acknowledge(db: &Connection, decision: &ByHand, trade_no: Option<&str>) -> Re
     let open = open.query_map(names, |row| row.get(0))?.collect::<Result<_, _>>()?;
     let trade_nos = decisions::acknowledge(open, trade_no).map_err(refusal(&order))?;
     for trade_no in &trade_nos {
-        note_decision(db, decision, OperatorDecision::Acknowledged.name(), &order, order_id, trade_no)?;
+        note_decision(
+            db,
+            decision,
+            ReceiptOutcome::Operator(OperatorDecision::Acknowledged),
+            &order,
+            order_id,
+            trade_no,
+        )?;
     }
     Ok(trade_nos)
 }
@@ -245,7 +253,7 @@ fn acknowledge(db: &Connection, decision: &ByHand, trade_no: Option<&str>) -> Re
 fn note_decision(
     db: &Connection,
     decision: &ByHand,
-    outcome: &str,
+    outcome: ReceiptOutcome,
     order: &Order,
     order_id: i64,
     trade_no: &str,
@@ -257,7 +265,7 @@ fn note_decision(
     )?
     .execute(params![
         decision.at.ms(),
-        outcome,
+        outcome.name(),
         order.terms.merchant,
         decision.order_no,
         trade_no,
@@ -272,7 +280,7 @@ fn cancel(db: &Connection, decision: &ByHand) -> Result<Order, DecisionError> {
     decisions::cancel(order.status(decision.at)).map_err(refusal(&order))?;
     db.prepare_cached("UPDATE orders SET status = 'cancelled' WHERE id = ? AND status IN ('pending', 'review')")?
         .execute([order_id])?;
-    note_decision(db, decision, OperatorDecision::Cancelled.name(), &order, order_id, "")?;
+    note_decision(db, decision, ReceiptOutcome::Operator(OperatorDecision::Cancelled), &order, order_id, "")?;
     order.stored_status = OrderStatus::Cancelled;
     Ok(order)
 }

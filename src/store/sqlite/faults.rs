@@ -14,7 +14,8 @@ use super::steps::Steps;
 use super::{OpenError, QUEUE_MAX, Settle, Settlement, Sqlite, StoreError, blocking, lock};
 use crate::config::DatabaseUrl;
 use crate::domain::ledger::EntryKind;
-use crate::domain::settlement::{ClaimProof, Outcome};
+use crate::domain::outcome::Outcome;
+use crate::domain::settlement::ClaimProof;
 use crate::store::{Engine, News, Store};
 
 /// What is done to the writer at one of its steps.

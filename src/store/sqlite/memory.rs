@@ -1,10 +1,11 @@
 //! What the service remembers over a restart, and what the operator has to hear of.
 
-use rusqlite::{Connection, OptionalExtension, named_params, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{Sqlite, StoreError};
+use super::{Sqlite, StoreError, read};
 use crate::domain::money::Amount;
-use crate::store::Trouble;
+use crate::domain::outcome::Outcome;
+use crate::store::{Trouble, TroubleKind};
 
 impl Sqlite {
     pub(in crate::store) async fn recall(&self, name: &'static str) -> Result<Option<String>, StoreError> {
@@ -40,19 +41,20 @@ impl Sqlite {
 }
 
 fn trouble(db: &Connection, after: i64, until: i64) -> rusqlite::Result<Vec<Trouble>> {
+    let names = Outcome::ALERTED.map(Outcome::name);
     // Bare columns are those of the row with the greatest id: SQLite promises so beside max().
     db.prepare_cached(
         "SELECT coalesce(alert, outcome) AS kind, count(*), receipts.order_no, orders.amount_fen, receipts.amount_fen,
              max(receipts.id)
          FROM receipts LEFT JOIN orders ON orders.id = receipts.order_id
-         WHERE receipts.id > :after AND receipts.id <= :until
-             AND (alert IS NOT NULL
-                  OR outcome IN ('amount_mismatch', 'held', 'paid_again', 'trade_reused', 'unknown_order'))
+         WHERE receipts.id > ? AND receipts.id <= ?
+             AND (alert IS NOT NULL OR outcome IN (?, ?, ?, ?, ?))
          GROUP BY kind ORDER BY kind",
     )?
-    .query_map(named_params! { ":after": after, ":until": until }, |row| {
+    .query_map(params![after, until, names[0], names[1], names[2], names[3], names[4]], |row| {
+        let kind = read::expect(0, TroubleKind::from_name(row.get_ref(0)?.as_str()?))?;
         let amount = |column| row.get::<_, Option<i64>>(column).map(|fen| fen.and_then(Amount::from_fen));
-        Ok(Trouble { kind: row.get(0)?, count: row.get(1)?, order_no: row.get(2)?, due: amount(3)?, paid: amount(4)? })
+        Ok(Trouble { kind, count: row.get(1)?, order_no: row.get(2)?, due: amount(3)?, paid: amount(4)? })
     })?
     .collect()
 }

@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 use super::{Sqlite, StoreError, read};
 use crate::domain::clock::Timestamp;
 use crate::domain::order::{Order, OrderStatus};
+use crate::domain::outcome::Outcome;
 use crate::store::{Answered, Question};
 
 /// How long after an unconfirmed notification its order is asked about at the earliest: whoever sends it again and again must not
@@ -56,9 +57,9 @@ impl Sqlite {
         self.read(move |db| {
             db.prepare_cached(
                 "SELECT EXISTS (SELECT 1 FROM receipts JOIN orders ON orders.id = receipts.order_id
-                                WHERE orders.order_no = ? AND outcome = 'unconfirmed' AND orders.status IN ('pending', 'cancelled'))",
+                                WHERE orders.order_no = ? AND outcome = ? AND orders.status IN ('pending', 'cancelled'))",
             )?
-            .query_row([order_no], |row| row.get(0))
+            .query_row([order_no.as_str(), Outcome::Unconfirmed.name()], |row| row.get(0))
         })
         .await
     }

@@ -17,7 +17,8 @@ use crate::domain::clock::Timestamp;
 use crate::domain::ledger::EntryKind;
 use crate::domain::money::Amount;
 use crate::domain::order::{Hold, NewOrder, OrderStatus, SettledBy};
-use crate::domain::settlement::{Alert, Effect, Outcome, Payable, decide};
+use crate::domain::outcome::Outcome;
+use crate::domain::settlement::{Alert, Effect, Payable, decide};
 use crate::store::{Credited, News};
 
 /// A claim in the queue.

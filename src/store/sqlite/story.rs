@@ -4,7 +4,8 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use super::{Sqlite, StoreError, decisions, outbox, read};
 use crate::domain::clock::Timestamp;
-use crate::domain::order::Order;
+use crate::domain::order::{Order, SettledBy};
+use crate::domain::outcome::ReceiptOutcome;
 use crate::domain::settlement::Alert;
 use crate::store::{Channel, DeliveryFilter, KeptAnswer, KeptReceipt, Story};
 
@@ -113,8 +114,8 @@ fn rejections(db: &Connection, number: &str, trade_no: Option<&str>) -> rusqlite
 fn receipt_of(row: &Row) -> rusqlite::Result<KeptReceipt> {
     Ok(KeptReceipt {
         at: Timestamp::from_ms(row.get(0)?),
-        source: row.get(1)?,
-        outcome: row.get(2)?,
+        source: read::expect(1, SettledBy::from_name(row.get_ref(1)?.as_str()?))?,
+        outcome: read::expect(2, ReceiptOutcome::from_name(row.get_ref(2)?.as_str()?))?,
         reason: row.get(3)?,
         merchant: row.get(4)?,
         order_no: row.get(5)?,

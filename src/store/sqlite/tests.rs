@@ -8,7 +8,8 @@ use crate::config::DatabaseUrl;
 use crate::domain::decisions::PaymentOfDecision;
 use crate::domain::money::Amount;
 use crate::domain::order::{NewOrder, OrderNo, OrderStatus, SettledBy, User};
-use crate::domain::settlement::{ClaimProof, Outcome};
+use crate::domain::outcome::{ClaimedFields, Outcome, Rejected};
+use crate::domain::settlement::ClaimProof;
 use crate::store::{Answered, ByHand, Cause, Channel, Credited, Engine, Grant, Receipt, Store, fixtures};
 
 const NOW: i64 = 1_700_000_000_000;
@@ -288,9 +289,9 @@ async fn rejections_are_kept_up_to_their_number() {
     )
     .unwrap();
     fixture.store.reject(Rejection {
-        outcome: Outcome::BadSignature,
+        outcome: Rejected::BadSignature,
         reason: "bad_signature".into(),
-        claimed: [Some("1002".into()), Some("A1".into()), None],
+        claimed: ClaimedFields { merchant: Some("1002".into()), order_no: Some("A1".into()), trade_no: None },
         receipt: receipt(),
         payload_bytes: 10_000,
     });
@@ -305,9 +306,9 @@ async fn a_flood_of_rejections_leaves_the_newest() {
     let fixture = Fixture::new().await;
     for n in 0..12_000_usize {
         fixture.store.reject(Rejection {
-            outcome: Outcome::BadSignature,
+            outcome: Rejected::BadSignature,
             reason: String::new(),
-            claimed: [None, None, None],
+            claimed: ClaimedFields::default(),
             receipt: Receipt { payload: Vec::new(), ..receipt() },
             payload_bytes: n,
         });

@@ -5,6 +5,7 @@ use rusqlite::{Connection, named_params, params};
 use super::{AccountError, Created, Creation, Rejection, StoreError, accounts, reconciliation};
 use crate::domain::clock::Timestamp;
 use crate::domain::order::{Order, PayPage};
+use crate::domain::outcome::ClaimedFields;
 
 /// How many rejections are kept.
 pub(super) const REJECTIONS_KEPT: usize = 10_000;
@@ -15,7 +16,7 @@ const HEARTBEAT_BYTES: u32 = 64 * 1024;
 /// Keeps rejections, and only the newest of them.
 pub(super) fn rejections(db: &Connection, rejections: &[Rejection]) -> Result<(), StoreError> {
     for rejection in rejections {
-        let [merchant, order_no, trade_no] = &rejection.claimed;
+        let ClaimedFields { merchant, order_no, trade_no } = &rejection.claimed;
         db.prepare_cached(
             "INSERT INTO rejections
                  (received_at_ms, outcome, reason, merchant, order_no, trade_no, client, method, payload, payload_bytes)

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::channel::epay::WrongWay;
+use crate::domain::order::SettledBy;
 use crate::store::{Delivery, KeptAnswer, Refund, fixtures};
 
 const WITH_GATEWAY: &str = "gateway_url = \"https://pay.example.com/\"\n";
@@ -107,8 +108,8 @@ impl Tale {
 fn kept(outcome: &str, trade_no: &str) -> KeptReceipt {
     KeptReceipt {
         at: created_at(),
-        source: "notify".into(),
-        outcome: outcome.into(),
+        source: SettledBy::Notify,
+        outcome: ReceiptOutcome::from_name(outcome).unwrap(),
         reason: String::new(),
         merchant: "1002".into(),
         order_no: "ORDER1".into(),

@@ -6,7 +6,7 @@ use super::*;
 use crate::config::DatabaseUrl;
 use crate::domain::clock::Timestamp;
 use crate::domain::decisions::{PaymentOfDecision, Refused};
-use crate::domain::settlement::Outcome;
+use crate::domain::outcome::Outcome;
 use crate::store::{ByHand, DecisionError, Settle, Store, fixtures};
 
 const NOW: i64 = 1_700_000_000_000;

@@ -46,7 +46,7 @@ async fn an_order_settled_by_hand_gets_the_number_of_its_one_payment_and_keeps_t
     assert_eq!(store.settle(settle("A2", "T1")).await.unwrap().outcome, Outcome::TradeReused);
     assert_eq!(fixture.count("SELECT count(*) FROM receipts WHERE alert = 'adopted'"), 1);
     let trouble = store.trouble(0, i64::MAX).await.unwrap();
-    let told: Vec<_> = trouble.iter().map(|trouble| (trouble.kind.as_str(), trouble.count)).collect();
+    let told: Vec<_> = trouble.iter().map(|trouble| (trouble.kind.name(), trouble.count)).collect();
     assert_eq!(told, [("adopted", 1), ("paid_again", 1), ("trade_reused", 1)]);
     assert_eq!((trouble[0].due, trouble[0].paid), (Amount::from_fen(3600), Amount::from_fen(3600)));
     let DatabaseUrl::Sqlite(path) = url(&fixture.directory);
@@ -84,7 +84,7 @@ async fn a_person_chooses_among_proved_payments_and_what_they_type_beside_is_a_n
     assert!(matches!(refusal(refused), Refused::ChoosePayment { .. }));
     assert_eq!(store.settle_by_hand(by_hand("A1"), typed("T1")).await.unwrap().trade_no.as_deref(), Some("T1"));
     let trouble = store.trouble(0, i64::MAX).await.unwrap();
-    let second = trouble.iter().find(|trouble| trouble.kind == "paid_again").unwrap();
+    let second = trouble.iter().find(|trouble| trouble.kind.name() == "paid_again").unwrap();
     assert_eq!((second.due, second.paid), (Amount::from_fen(3600), Amount::from_fen(1)), "an alert tells both");
     assert_eq!(store.acknowledge(by_hand("A1"), None).await.unwrap(), ["T2"], "the other one is a second payment");
     let known = store.settle_by_hand(by_hand("A2"), PaymentOfDecision::default()).await.unwrap();
@@ -156,7 +156,7 @@ async fn a_refunded_payment_does_not_wait_for_a_decision_and_no_answer_undoes_it
         assert_eq!(store.order("A1").await.unwrap().unwrap().hold, Some(Hold::Refunded), "{hold}");
     }
     let trouble = store.trouble(0, i64::MAX).await.unwrap();
-    assert_eq!(trouble.iter().map(|trouble| trouble.kind.as_str()).collect::<Vec<_>>(), ["refunded"]);
+    assert_eq!(trouble.iter().map(|trouble| trouble.kind.name()).collect::<Vec<_>>(), ["refunded"]);
     let paid = PaymentOfDecision { proved: Some("T2".into()), ..PaymentOfDecision::default() };
     let order = store.settle_by_hand(by_hand("A1"), paid).await.unwrap();
     assert_eq!(order.trade_no.as_deref(), Some("T2"), "nothing to choose: T1 has gone back");
