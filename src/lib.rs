@@ -35,6 +35,7 @@ mod service;
 #[path = "../tests/sim/mod.rs"]
 mod sim;
 mod store;
+mod sync;
 
 #[doc(hidden)]
 pub mod cli;

@@ -11,7 +11,7 @@ const LINES_MAX: usize = 800;
 
 /// The modules from the bottom up: each may name those before it, and nothing after it.
 const ORDER: &[&str] = &[
-    "domain", "files", "net", "channel", "config", "logging", "store", "payments", "outbox", "server", "api",
+    "sync", "domain", "files", "net", "channel", "config", "logging", "store", "payments", "outbox", "server", "api",
     "service", "process", "dev", "doctor", "cli",
 ];
 

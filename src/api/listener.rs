@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rust_i18n::t;
@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, Un
 
 use super::Api;
 use crate::config;
+use crate::files::{FileIdentity, with_ending};
 
 /// How many connections wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -132,8 +133,8 @@ impl Listener {
 pub(super) struct SocketFile {
     path: PathBuf,
     temporary: PathBuf,
-    /// Device and number of the file: what tells ours from that of a process which has taken over.
-    identity: (u64, u64),
+    /// What tells our file from that of a process which has taken over.
+    identity: FileIdentity,
     is_placed: bool,
 }
 
@@ -146,19 +147,17 @@ impl SocketFile {
             }
             _ => {}
         }
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".{}", std::process::id()));
-        let temporary = PathBuf::from(temporary);
+        let temporary = with_ending(path, &format!(".{}", std::process::id()));
         // No other living process has our number.
         match fs::remove_file(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         socket.bind(&temporary)?;
-        let mut file = Self { path: path.to_owned(), temporary, identity: (0, 0), is_placed: false };
+        let identity = identity(&temporary)?;
+        let file = Self { path: path.to_owned(), temporary, identity, is_placed: false };
         // Nobody listens yet, so it does not matter who might have connected until now.
         fs::set_permissions(&file.temporary, fs::Permissions::from_mode(SOCKET_MODE))?;
-        file.identity = identity(&file.temporary)?;
         Ok(file)
     }
 
@@ -187,9 +186,9 @@ impl Drop for SocketFile {
     }
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = fs::symlink_metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
+/// Of the file itself and not of one that a link leads to.
+fn identity(path: &Path) -> io::Result<FileIdentity> {
+    fs::symlink_metadata(path).map(|metadata| FileIdentity::of(&metadata))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The Bot API, as far as it is needed: sending a text, and telling why it could not be sent; asking whose token it is.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rust_i18n::t;
@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::config::Telegram;
 use crate::domain::secret::MASK;
 use crate::net::client::{Client, OutgoingError, Reply, excerpt};
+use crate::sync::lock;
 
 /// How long one message may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,7 +48,7 @@ impl Sender {
     /// Comes back when it is one's turn.
     async fn turn(&self) {
         let slot = {
-            let mut next = self.next_slot.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut next = lock(&self.next_slot);
             let slot = (*next).max(Instant::now());
             *next = slot + GAP;
             slot

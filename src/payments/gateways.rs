@@ -5,7 +5,7 @@
 //! waits for the answer.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -18,6 +18,7 @@ use crate::domain::notices::{NoticeKind, Notices};
 use crate::domain::order::{Hold, Order};
 use crate::net::client::Client;
 use crate::store::{Answered, Cause, Store};
+use crate::sync::lock;
 
 /// How many questions because of notifications one gateway is asked at the same time.
 const NOTIFY_CONCURRENCY: usize = 32;
@@ -168,7 +169,7 @@ impl Gateways {
     }
 
     fn limit(&self, pid: &str) -> Arc<Limit> {
-        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limits = lock(&self.limits);
         Arc::clone(limits.entry(pid.to_owned()).or_insert_with(|| Arc::new(Limit::new())))
     }
 }
@@ -221,7 +222,7 @@ impl Limit {
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn is_paused(&self) -> bool {

@@ -4,7 +4,7 @@
 //! goes through the same settlement as a callback. A gateway that is down, slow or lying costs nothing but another question.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rust_i18n::t;
@@ -19,6 +19,7 @@ use crate::domain::order::{Order, SettledBy};
 use crate::domain::settlement::{Outcome, Policy};
 use crate::payments::gateways::{AskError, Gateways, name_of};
 use crate::store::{Cause, Question, Receipt, Settle, Store, StoreError};
+use crate::sync::lock;
 
 const TARGET: &str = "webhookctl::reconcile";
 
@@ -126,7 +127,7 @@ impl Reconciler {
     }
 
     fn asking(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
-        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.asking)
     }
 
     async fn answer_question(self: Arc<Self>, question: Question) {

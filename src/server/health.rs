@@ -1,6 +1,6 @@
 //! `/payment/health`: whether a payment that came now would be written.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Response, json};
 use crate::store::Store;
+use crate::sync::lock;
 
 pub(crate) const PATH: &str = "/payment/health";
 
@@ -49,7 +50,7 @@ impl Health {
 
     /// The probe that is under way, or a new one. One that is late stays the only one: a stuck writer gets no second.
     fn probe(&self) -> Probe {
-        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut under_way = lock(&self.under_way);
         if let Some(probe) = &*under_way
             && probe.result.borrow().is_none()
         {

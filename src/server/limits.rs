@@ -6,9 +6,11 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::sync::lock;
 
 /// How many failed callbacks of one address are kept and looked into: as many as the table has room for, so that one sender cannot
 /// push everybody else's evidence out of it again and again, and then a few, so that it stays seen.
@@ -85,7 +87,7 @@ impl Forgers {
     /// A callback of this client's has failed: whether it may cost more than the answer.
     pub(super) fn may_cost_more(&self, client: IpAddr) -> bool {
         let now = self.started.elapsed();
-        let is_within = self.known.lock().unwrap_or_else(PoisonError::into_inner).take(network(client), now);
+        let is_within = lock(&self.known).take(network(client), now);
         is_within && self.all.take()
     }
 }
