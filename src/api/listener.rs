@@ -9,7 +9,8 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rust_i18n::t;
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
+use tokio_util::either::Either;
 
 use super::Api;
 use crate::config;
@@ -58,9 +59,9 @@ impl Bound {
     /// Lets clients connect; says where.
     pub(crate) fn listen(self) -> io::Result<Listening> {
         let listening = match self.0 {
-            Socket::Tcp(socket) => Listening { listener: Listener::Tcp(socket.listen(BACKLOG)?), file: None },
+            Socket::Tcp(socket) => Listening { listener: Either::Left(socket.listen(BACKLOG)?), file: None },
             Socket::Unix(socket, mut file) => {
-                let listener = Listener::Unix(socket.listen(BACKLOG)?);
+                let listener = Either::Right(socket.listen(BACKLOG)?);
                 file.place()?;
                 Listening { listener, file: Some(file) }
             }
@@ -72,59 +73,16 @@ impl Bound {
 
 /// An address that clients connect to.
 pub(crate) struct Listening {
-    pub(super) listener: Listener,
+    pub(super) listener: Either<TcpListener, UnixListener>,
     pub(super) file: Option<SocketFile>,
 }
 
 impl Listening {
     fn address(&self) -> io::Result<String> {
         Ok(match (&self.listener, &self.file) {
-            (Listener::Tcp(listener), _) => format!("http://{}", listener.local_addr()?),
-            (Listener::Unix(_), file) => file.as_ref().map(SocketFile::to_string).unwrap_or_default(),
+            (Either::Left(listener), _) => format!("http://{}", listener.local_addr()?),
+            (Either::Right(_), file) => file.as_ref().map(SocketFile::to_string).unwrap_or_default(),
         })
-    }
-}
-
-pub(super) enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
-pub(super) enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Listener {
-    pub(super) async fn accept(&self) -> io::Result<Stream> {
-        match self {
-            Self::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
-            Self::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
-        }
-    }
-
-    /// What waits in the queue, which is closed when it is found empty.
-    ///
-    /// By the system's own call: tokio would first have to hear that there is something, and who connects in the meantime is lost.
-    pub(super) fn into_backlog(self) -> Box<dyn Iterator<Item = Stream> + Send> {
-        match self {
-            Self::Tcp(listener) => {
-                let Ok(listener) = listener.into_std() else { return Box::new(std::iter::empty()) };
-                Box::new(std::iter::from_fn(move || {
-                    let (stream, _) = listener.accept().ok()?;
-                    stream.set_nonblocking(true).ok()?;
-                    TcpStream::from_std(stream).ok().map(Stream::Tcp)
-                }))
-            }
-            Self::Unix(listener) => {
-                let Ok(listener) = listener.into_std() else { return Box::new(std::iter::empty()) };
-                Box::new(std::iter::from_fn(move || {
-                    let (stream, _) = listener.accept().ok()?;
-                    stream.set_nonblocking(true).ok()?;
-                    UnixStream::from_std(stream).ok().map(Stream::Unix)
-                }))
-            }
-        }
     }
 }
 
@@ -243,7 +201,7 @@ mod tests {
         let error = bind(ApiListen::Tcp(other.local_addr().unwrap())).err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         let old = bind(ApiListen::Tcp("127.0.0.1:0".parse().unwrap())).unwrap().listen().unwrap();
-        let Listener::Tcp(listener) = &old.listener else { panic!("a TCP address") };
+        let Either::Left(listener) = &old.listener else { panic!("a TCP address") };
         let new = bind(ApiListen::Tcp(listener.local_addr().unwrap())).unwrap();
         assert!(new.listen().is_ok());
     }

@@ -7,7 +7,7 @@ use hyper::StatusCode;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Response, json};
+use crate::net::response::{JSON, Response, respond};
 use crate::store::Store;
 use crate::sync::lock;
 
@@ -38,7 +38,9 @@ impl Health {
     }
 
     pub(super) async fn answer(&self) -> Response {
-        if self.is_well().await { json(StatusCode::OK, OK) } else { json(StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE) }
+        let (status, body) =
+            if self.is_well().await { (StatusCode::OK, OK) } else { (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE) };
+        respond(status, JSON, body)
     }
 
     /// Whether a probe came back well, and in time.

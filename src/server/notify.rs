@@ -13,9 +13,9 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use super::BODY;
 use super::limits::Forgers;
 use super::notification_log::{NotificationLog, Refused, shortened};
-use super::{Response, read_body, text};
 use crate::channel::epay::client::Verdict;
 use crate::channel::epay::{self, Malformed, Notification, Unverified, VerifyError};
 use crate::config::{Config, Current, Proof};
@@ -23,6 +23,7 @@ use crate::domain::clock::Timestamp;
 use crate::domain::money::Amount;
 use crate::domain::order::{PaymentState, SettledBy};
 use crate::domain::settlement::{Claim, ClaimProof, Outcome, Policy};
+use crate::net::response::{Response, TEXT, respond};
 use crate::payments::gateways::Gateways;
 use crate::store::{Cause, Receipt, Rejection, Settle, Store, StoreError};
 
@@ -92,9 +93,9 @@ impl Notify {
     pub(super) async fn answer(&self, request: Request<Incoming>, client: IpAddr) -> Response {
         let is_post = *request.method() == Method::POST;
         let (head, body) = request.into_parts();
-        let body = match read_body(body).await {
+        let body = match BODY.read(body).await {
             Ok(body) => body,
-            Err(status) => return text(status, FAIL),
+            Err(error) => return respond(error.status(), TEXT, FAIL),
         };
         // The two are never merged: a gateway signs one of them.
         let payload = if is_post && !body.is_empty() { body } else { head.uri.query().unwrap_or_default().into() };
@@ -105,9 +106,9 @@ impl Notify {
             payload,
         };
         match self.take(receipt, client).await {
-            Outcome::Overloaded | Outcome::StoreError => text(StatusCode::SERVICE_UNAVAILABLE, FAIL),
-            outcome if outcome.is_success() => text(StatusCode::OK, SUCCESS),
-            _ => text(StatusCode::OK, FAIL),
+            Outcome::Overloaded | Outcome::StoreError => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, FAIL),
+            outcome if outcome.is_success() => respond(StatusCode::OK, TEXT, SUCCESS),
+            _ => respond(StatusCode::OK, TEXT, FAIL),
         }
     }
 
