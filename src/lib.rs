@@ -41,6 +41,7 @@ mod sync;
 pub mod cli;
 
 pub use config::{Config, ConfigError, Finding};
+#[cfg(feature = "benching")]
 #[doc(hidden)]
 pub use dev::benching;
 #[cfg(any(test, fuzzing))]

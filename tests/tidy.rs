@@ -291,6 +291,21 @@ fn no_test_listens_on_a_fixed_port() {
 }
 
 #[test]
+fn no_release_has_what_only_development_needs() {
+    let text = fs::read_to_string(root().join("src/dev/mod.rs")).unwrap();
+    let mut condition = false;
+    let mut in_a_release = Vec::new();
+    for line in text.lines() {
+        if let Some((_, module)) = line.split_once("mod ").filter(|_| line.ends_with(';')) {
+            in_a_release.extend((!condition).then_some(module));
+            condition = false;
+        }
+        condition |= line.starts_with("#[cfg(");
+    }
+    assert_eq!(in_a_release, ["simulator;"], "`gateway simulate` and `demo` are for users");
+}
+
+#[test]
 fn nothing_is_called_utils_or_helpers() {
     for (file, _) in files("src", ".rs") {
         for word in ["util", "helper", "common", "misc"] {

@@ -7,12 +7,14 @@
 mod accounts;
 mod audit;
 mod backup;
+#[cfg(feature = "benching")]
 mod bench;
 mod catalog;
 mod checkpoint;
 mod database;
 #[cfg(test)]
 pub(crate) mod faults;
+#[cfg(any(test, feature = "benching"))]
 pub(crate) mod fixtures;
 mod insert;
 mod inspection;
@@ -55,6 +57,7 @@ use crate::files;
 pub(crate) use accounts::{Booked, Idempotency, Spend};
 pub(crate) use audit::{Audit, Finding as AuditFinding};
 pub(crate) use backup::BackupError;
+#[cfg(feature = "benching")]
 pub(crate) use bench::Bench;
 pub use catalog::{Deviation, SchemaDifference};
 use database::Database;
