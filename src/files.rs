@@ -1,12 +1,16 @@
-//! Files that hold buyers' data: made private whatever the umask, and closed to other users where they were open to them.
+//! Files: their names and identities; and those that hold buyers' data, made private whatever the umask, and closed to other users
+//! where they were open to them.
 //!
 //! Another user who can read the shared-memory file of a database can also lock it, and so stop every payment.
 
-use std::fs::DirBuilder;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{DirBuilder, Metadata};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, chmod, fchmod, fstat, mknodat, open};
 use rustix::io::Errno;
@@ -46,6 +50,55 @@ impl Audience {
         let group_goes = self == Self::Owner && mode & OTHERS != 0 && mode & GROUP_WRITES == 0;
         mode & PERMISSIONS & !(if group_goes { OTHERS | GROUP } else { OTHERS })
     }
+}
+
+/// What tells one file from another, whatever their names: the device and the inode.
+///
+/// An inode is used again when its file is gone, so the identity is certain only while the file is held open or has a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileIdentity {
+    device: u64,
+    inode: u64,
+}
+
+impl FileIdentity {
+    pub(crate) fn of(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+
+    /// The file that a path names. A link is followed.
+    pub(crate) fn at(path: &Path) -> io::Result<Self> {
+        path.metadata().map(|metadata| Self::of(&metadata))
+    }
+
+    /// An open file, a pipe or a socket.
+    pub(crate) fn of_open(file: impl AsFd) -> io::Result<Self> {
+        let stat = fstat(file)?;
+        Ok(Self { device: stat.st_dev, inode: stat.st_ino })
+    }
+}
+
+/// `DEVICE:INODE`, as systemd writes it in `JOURNAL_STREAM`.
+impl fmt::Display for FileIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.device, self.inode)
+    }
+}
+
+impl FromStr for FileIdentity {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (device, inode) = text.split_once(':').ok_or(())?;
+        Ok(Self { device: device.parse().map_err(drop)?, inode: inode.parse().map_err(drop)? })
+    }
+}
+
+/// The path with more at its end: `x.db` and `-wal` are `x.db-wal`.
+pub(crate) fn with_ending(path: &Path, ending: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(ending);
+    name.into()
 }
 
 /// Whether users beside the owner and the group can read or change a file of this mode.
@@ -132,6 +185,25 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn a_file_has_one_identity_under_all_its_names_and_no_other_file_has_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("x.db");
+        let [link, hard, other] = ["-link", "-hard", "-other"].map(|ending| with_ending(&file, ending));
+        assert_eq!(link, directory.path().join("x.db-link"));
+        fs::write(&file, "").unwrap();
+        fs::write(&other, "").unwrap();
+        symlink(&file, &link).unwrap();
+        fs::hard_link(&file, &hard).unwrap();
+        let identity = FileIdentity::at(&file).unwrap();
+        assert_eq!((FileIdentity::at(&link).unwrap(), FileIdentity::at(&hard).unwrap()), (identity, identity));
+        assert_eq!(FileIdentity::of_open(File::open(&file).unwrap()).unwrap(), identity);
+        assert_ne!(FileIdentity::at(&other).unwrap(), identity);
+        assert_ne!(FileIdentity::of(&fs::symlink_metadata(&link).unwrap()), identity, "the link itself");
+        assert_eq!(identity.to_string().parse(), Ok(identity));
+        assert_eq!("8:x".parse::<FileIdentity>(), Err(()));
     }
 
     #[test]

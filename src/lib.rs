@@ -35,11 +35,13 @@ mod service;
 #[path = "../tests/sim/mod.rs"]
 mod sim;
 mod store;
+mod sync;
 
 #[doc(hidden)]
 pub mod cli;
 
 pub use config::{Config, ConfigError, Finding};
+#[cfg(feature = "benching")]
 #[doc(hidden)]
 pub use dev::benching;
 #[cfg(any(test, fuzzing))]

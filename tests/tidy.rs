@@ -11,7 +11,7 @@ const LINES_MAX: usize = 800;
 
 /// The modules from the bottom up: each may name those before it, and nothing after it.
 const ORDER: &[&str] = &[
-    "domain", "files", "net", "channel", "config", "logging", "store", "payments", "outbox", "server", "api",
+    "sync", "domain", "files", "net", "channel", "config", "logging", "store", "payments", "outbox", "server", "api",
     "service", "process", "dev", "doctor", "cli",
 ];
 
@@ -328,6 +328,21 @@ fn no_test_listens_on_a_fixed_port() {
             assert!(port.parse::<u16>().is_ok_and(|port| port == 0) || port.contains('{'), "{file}: {address}");
         }
     }
+}
+
+#[test]
+fn no_release_has_what_only_development_needs() {
+    let text = fs::read_to_string(root().join("src/dev/mod.rs")).unwrap();
+    let mut condition = false;
+    let mut in_a_release = Vec::new();
+    for line in text.lines() {
+        if let Some((_, module)) = line.split_once("mod ").filter(|_| line.ends_with(';')) {
+            in_a_release.extend((!condition).then_some(module));
+            condition = false;
+        }
+        condition |= line.starts_with("#[cfg(");
+    }
+    assert_eq!(in_a_release, ["simulator;"], "`gateway simulate` and `demo` are for users");
 }
 
 #[test]

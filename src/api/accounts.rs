@@ -7,9 +7,10 @@ use serde::Serialize;
 use super::fields::{Fields, required};
 use super::problem::Problem;
 use super::request::Asked;
-use super::{Api, Response, json};
+use super::{Api, json};
 use crate::config::CREDITS_MAX;
 use crate::domain::clock::Timestamp;
+use crate::net::response::Response;
 use crate::store::{AccountError, Booked, Grant, Spend};
 
 /// How long a reason may be, in characters.

@@ -1,28 +1,31 @@
 //! Connections: how many there are, how long they last, and how they end.
 
 use std::convert::Infallible;
+use std::future::pending;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::Request;
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rust_i18n::t;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
 use super::Api;
-use super::listener::{Listener, Listening, Stream};
+use super::listener::Listening;
+use crate::net::acceptor::{Acceptor, Slot, Slots};
+use crate::net::response::close_after;
 
 /// How many connections are open at the same time; more wait in the system's queue.
-const CONNECTIONS_MAX: usize = 256;
+const CONNECTIONS_MAX: u32 = 256;
 /// How long a head may take, and how long a connection may be silent.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a head may be, in bytes.
@@ -31,14 +34,14 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 const CONNECTION_LIFETIME: Duration = Duration::from_mins(10);
 /// How long a silent connection is kept at the end: a request may be on its way.
 const FAREWELL: Duration = Duration::from_millis(250);
-/// How long accepting pauses when the system has no descriptors or memory for another connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+type Connection = Either<(TcpStream, SocketAddr), UnixStream>;
 
 impl Listening {
     /// Serves until `stop`, then lets what is under way finish for at most `drain`.
     pub(crate) async fn serve(self, api: Arc<Api>, stop: CancellationToken, drain: impl Fn() -> Duration) {
         let Self { listener, file } = self;
-        let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut acceptor = Acceptor::new(listener, Slots::new(CONNECTIONS_MAX));
         // Of this task: where it is dropped, nothing of it goes on.
         let mut connections = JoinSet::new();
         loop {
@@ -46,16 +49,13 @@ impl Listening {
                 biased;
                 () = stop.cancelled() => break,
                 Some(_) = connections.join_next() => {}
-                (stream, permit) = accept(&listener, &permits) => {
-                    welcome(&mut connections, stream, permit, &api, &stop);
-                }
+                accepted = acceptor.accept(pending) => welcome(&mut connections, accepted, &api, &stop),
             }
         }
         // Who looks for us from now on finds another process, or nobody; who has connected is served.
         drop(file);
-        for stream in listener.into_backlog() {
-            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else { break };
-            welcome(&mut connections, stream, permit, &api, &stop);
+        for accepted in acceptor.finish(false) {
+            welcome(&mut connections, accepted, &api, &stop);
         }
         let finished = async { while connections.join_next().await.is_some() {} };
         // What is cut off has to be asked again, with the same key.
@@ -63,48 +63,27 @@ impl Listening {
     }
 }
 
-async fn accept(listener: &Listener, permits: &Arc<Semaphore>) -> (Stream, OwnedSemaphorePermit) {
-    let permit = Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed");
-    let mut told = false;
-    loop {
-        match listener.accept().await {
-            Ok(stream) => return (stream, permit),
-            Err(error) => {
-                if !std::mem::replace(&mut told, true) {
-                    log::error!("{}", t!("log.accept_failed", error = error));
-                }
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
 fn welcome(
     connections: &mut JoinSet<()>,
-    stream: Stream,
-    permit: OwnedSemaphorePermit,
+    (connection, slot): (Connection, Slot),
     api: &Arc<Api>,
     stop: &CancellationToken,
 ) {
     let (api, stop) = (Arc::clone(api), stop.clone());
     connections.spawn(async move {
-        match stream {
-            Stream::Tcp(stream) => {
-                // Answers are one small packet each: waiting to fill it helps nobody.
-                let _ = stream.set_nodelay(true);
-                serve(stream, &api, &stop).await;
-            }
-            Stream::Unix(stream) => serve(stream, &api, &stop).await,
+        match connection {
+            Either::Left((stream, _)) => serve(stream, &api, &stop).await,
+            Either::Right(stream) => serve(stream, &api, &stop).await,
         }
-        drop(permit);
+        drop(slot);
     });
 }
 
 async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, api: &Api, stop: &CancellationToken) {
     let service = service_fn(|request: Request<Incoming>| async move {
-        let mut response: Response<_> = api.answer(request).await;
+        let mut response = api.answer(request).await;
         if stop.is_cancelled() {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            close_after(&mut response);
         }
         Ok::<_, Infallible>(response)
     });

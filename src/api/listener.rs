@@ -5,14 +5,16 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rust_i18n::t;
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
+use tokio_util::either::Either;
 
 use super::Api;
 use crate::config;
+use crate::files::{FileIdentity, with_ending};
 
 /// How many connections wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -57,9 +59,9 @@ impl Bound {
     /// Lets clients connect; says where.
     pub(crate) fn listen(self) -> io::Result<Listening> {
         let listening = match self.0 {
-            Socket::Tcp(socket) => Listening { listener: Listener::Tcp(socket.listen(BACKLOG)?), file: None },
+            Socket::Tcp(socket) => Listening { listener: Either::Left(socket.listen(BACKLOG)?), file: None },
             Socket::Unix(socket, mut file) => {
-                let listener = Listener::Unix(socket.listen(BACKLOG)?);
+                let listener = Either::Right(socket.listen(BACKLOG)?);
                 file.place()?;
                 Listening { listener, file: Some(file) }
             }
@@ -71,59 +73,16 @@ impl Bound {
 
 /// An address that clients connect to.
 pub(crate) struct Listening {
-    pub(super) listener: Listener,
+    pub(super) listener: Either<TcpListener, UnixListener>,
     pub(super) file: Option<SocketFile>,
 }
 
 impl Listening {
     fn address(&self) -> io::Result<String> {
         Ok(match (&self.listener, &self.file) {
-            (Listener::Tcp(listener), _) => format!("http://{}", listener.local_addr()?),
-            (Listener::Unix(_), file) => file.as_ref().map(SocketFile::to_string).unwrap_or_default(),
+            (Either::Left(listener), _) => format!("http://{}", listener.local_addr()?),
+            (Either::Right(_), file) => file.as_ref().map(SocketFile::to_string).unwrap_or_default(),
         })
-    }
-}
-
-pub(super) enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
-pub(super) enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Listener {
-    pub(super) async fn accept(&self) -> io::Result<Stream> {
-        match self {
-            Self::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
-            Self::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
-        }
-    }
-
-    /// What waits in the queue, which is closed when it is found empty.
-    ///
-    /// By the system's own call: tokio would first have to hear that there is something, and who connects in the meantime is lost.
-    pub(super) fn into_backlog(self) -> Box<dyn Iterator<Item = Stream> + Send> {
-        match self {
-            Self::Tcp(listener) => {
-                let Ok(listener) = listener.into_std() else { return Box::new(std::iter::empty()) };
-                Box::new(std::iter::from_fn(move || {
-                    let (stream, _) = listener.accept().ok()?;
-                    stream.set_nonblocking(true).ok()?;
-                    TcpStream::from_std(stream).ok().map(Stream::Tcp)
-                }))
-            }
-            Self::Unix(listener) => {
-                let Ok(listener) = listener.into_std() else { return Box::new(std::iter::empty()) };
-                Box::new(std::iter::from_fn(move || {
-                    let (stream, _) = listener.accept().ok()?;
-                    stream.set_nonblocking(true).ok()?;
-                    UnixStream::from_std(stream).ok().map(Stream::Unix)
-                }))
-            }
-        }
     }
 }
 
@@ -132,8 +91,8 @@ impl Listener {
 pub(super) struct SocketFile {
     path: PathBuf,
     temporary: PathBuf,
-    /// Device and number of the file: what tells ours from that of a process which has taken over.
-    identity: (u64, u64),
+    /// What tells our file from that of a process which has taken over.
+    identity: FileIdentity,
     is_placed: bool,
 }
 
@@ -146,19 +105,17 @@ impl SocketFile {
             }
             _ => {}
         }
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".{}", std::process::id()));
-        let temporary = PathBuf::from(temporary);
+        let temporary = with_ending(path, &format!(".{}", std::process::id()));
         // No other living process has our number.
         match fs::remove_file(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         socket.bind(&temporary)?;
-        let mut file = Self { path: path.to_owned(), temporary, identity: (0, 0), is_placed: false };
+        let identity = identity(&temporary)?;
+        let file = Self { path: path.to_owned(), temporary, identity, is_placed: false };
         // Nobody listens yet, so it does not matter who might have connected until now.
         fs::set_permissions(&file.temporary, fs::Permissions::from_mode(SOCKET_MODE))?;
-        file.identity = identity(&file.temporary)?;
         Ok(file)
     }
 
@@ -187,9 +144,9 @@ impl Drop for SocketFile {
     }
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = fs::symlink_metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
+/// Of the file itself and not of one that a link leads to.
+fn identity(path: &Path) -> io::Result<FileIdentity> {
+    fs::symlink_metadata(path).map(|metadata| FileIdentity::of(&metadata))
 }
 
 #[cfg(test)]
@@ -244,7 +201,7 @@ mod tests {
         let error = bind(ApiListen::Tcp(other.local_addr().unwrap())).err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         let old = bind(ApiListen::Tcp("127.0.0.1:0".parse().unwrap())).unwrap().listen().unwrap();
-        let Listener::Tcp(listener) = &old.listener else { panic!("a TCP address") };
+        let Either::Left(listener) = &old.listener else { panic!("a TCP address") };
         let new = bind(ApiListen::Tcp(listener.local_addr().unwrap())).unwrap();
         assert!(new.listen().is_ok());
     }

@@ -18,10 +18,8 @@ mod request;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::header::{AUTHORIZATION, HeaderMap};
 use hyper::{Method, Request, StatusCode};
 use ring::digest::{SHA256, digest};
 use rust_i18n::t;
@@ -30,6 +28,7 @@ use subtle::ConstantTimeEq;
 use tokio::time::timeout;
 
 use crate::config::Current;
+use crate::net::response::{JSON, Response, respond_uncached};
 use crate::payments::checkout::Cashier;
 use crate::payments::gateways::Gateways;
 use crate::store::Store;
@@ -43,8 +42,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const CREATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// The description of all this, as it is served.
 const OPENAPI: &str = include_str!("openapi.json");
-
-type Response = hyper::Response<Full<Bytes>>;
 
 /// Everything that answers requests.
 pub(crate) struct Api {
@@ -116,7 +113,7 @@ impl Api {
             Route::Spend => self.spend(argument, asked).await,
             Route::Grant => self.grant(argument, asked).await,
             Route::Packages => Ok(self.packages()),
-            Route::Description => Ok(respond(StatusCode::OK, "application/json", OPENAPI)),
+            Route::Description => Ok(respond_uncached(StatusCode::OK, JSON, OPENAPI)),
         }
     }
 
@@ -141,11 +138,11 @@ fn find<'a>(method: &Method, path: &'a str) -> Result<(Route, &'a str), Problem>
     if let Some(((.., route), argument)) = fitting().find(|((own, ..), _)| own == method) {
         return Ok((*route, argument));
     }
-    let allowed: Vec<_> = fitting().map(|((own, ..), _)| own.as_str()).collect();
-    if allowed.is_empty() {
+    let methods: Vec<_> = fitting().map(|((own, ..), _)| own.clone()).collect();
+    if methods.is_empty() {
         return Err(Problem::new(StatusCode::NOT_FOUND, "not_found", t!("api.not_found")));
     }
-    Err(Problem::method_not_allowed(&allowed.join(", ")))
+    Err(Problem::method_not_allowed(&methods))
 }
 
 /// What a path has where the template has braces, or nothing where there are none; `None` where they do not fit.
@@ -161,18 +158,9 @@ fn argument_of<'a>(template: &str, path: &'a str) -> Option<&'a str> {
     }
 }
 
-fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response {
-    let mut response = Response::new(Full::new(body.into()));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
-}
-
 fn json(status: StatusCode, value: &impl Serialize) -> Response {
     let body = serde_json::to_vec(value).expect("what we answer has text keys and no broken parts");
-    respond(status, "application/json", body)
+    respond_uncached(status, JSON, body)
 }
 
 #[cfg(test)]

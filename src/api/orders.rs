@@ -10,12 +10,13 @@ use serde::Serialize;
 use super::fields::{Fields, required};
 use super::problem::Problem;
 use super::request::Asked;
-use super::{Api, Response, json, qr, respond};
+use super::{Api, json, qr};
 use crate::config::{CREDITS_MAX, faults_of_gateway_text};
 use crate::domain::clock::Timestamp;
 use crate::domain::language::Language;
 use crate::domain::money::Amount;
 use crate::domain::order::{Order, OrderNo, OrderStatus, OrderView, PayKind, ReviewReason, SettledBy};
+use crate::net::response::{Response, respond_uncached};
 use crate::payments::checkout::{DEFAULT_PAYMENT_TYPE, Goods, Wish, is_payment_type};
 use crate::store::Idempotency;
 
@@ -108,7 +109,7 @@ impl Api {
         let no_code = |detail| Problem::new(StatusCode::NOT_FOUND, "no_qr_code", detail);
         let page = order.open_pay_page(Timestamp::now()).ok_or_else(|| no_code(t!("api.no_pay_link")))?;
         let png = qr::png(&page.url).ok_or_else(|| no_code(t!("api.no_qr_code")))?;
-        Ok(respond(StatusCode::OK, "image/png", png))
+        Ok(respond_uncached(StatusCode::OK, "image/png", png))
     }
 
     pub(super) fn packages(&self) -> Response {

@@ -3,12 +3,12 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use hyper::StatusCode;
-use hyper::header::{ALLOW, CONNECTION, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::{Method, StatusCode};
 use rust_i18n::t;
 use serde::Serialize;
 
-use super::{Response, respond};
+use crate::net::response::{Response, allowed, close_after, respond_uncached};
 use crate::payments::checkout::CheckoutError;
 use crate::store::{AccountError, StoreError};
 
@@ -51,10 +51,10 @@ impl Problem {
             .with(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
     }
 
-    pub(super) fn method_not_allowed(allowed: &str) -> Self {
-        let detail = t!("api.method_not_allowed", allowed = allowed);
-        let allow = HeaderValue::from_str(allowed).expect("method names are header text");
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail).with(ALLOW, allow)
+    pub(super) fn method_not_allowed(methods: &[Method]) -> Self {
+        let allowed = allowed(methods);
+        let detail = t!("api.method_not_allowed", allowed = allowed.to_str().unwrap_or_default());
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail).with(ALLOW, allowed)
     }
 
     /// Nobody knows how far it came, so the bot has to ask again.
@@ -86,11 +86,11 @@ impl Problem {
             kind: "about:blank",
         };
         let body = serde_json::to_vec(&body).expect("a problem is plain text and numbers");
-        let mut response = respond(self.status, "application/problem+json", body);
+        let mut response = respond_uncached(self.status, "application/problem+json", body);
         response.headers_mut().extend(self.header.map(|header| *header));
         if matches!(self.status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE) {
             // The rest of the body is still to come, and nobody will read it.
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            close_after(&mut response);
         }
         response
     }

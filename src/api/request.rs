@@ -2,24 +2,18 @@
 
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
-use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use hyper::header::CONTENT_TYPE;
 use hyper::{HeaderMap, Method, Request, StatusCode};
 use rust_i18n::t;
-use tokio::time::timeout;
 
 use super::idempotency;
 use super::problem::Problem;
+use crate::net::body::{BodyError, BodyLimits};
 use crate::store::Idempotency;
 
-/// How long a body may be, in bytes.
-const BODY_BYTES_MAX: usize = 16 * 1024;
-/// How much of a longer one is read and forgotten: to close the connection before would lose the answer on its way.
-const DISCARDED_BYTES_MAX: usize = 1024 * 1024;
-/// How long a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// A longer body is read and forgotten up to 1 MiB: to close the connection before would lose the answer on its way.
+const BODY: BodyLimits = BodyLimits { bytes_max: 16 * 1024, read_max: 1024 * 1024, timeout: Duration::from_secs(10) };
 
 /// What is asked for.
 pub(super) struct Asked {
@@ -28,7 +22,7 @@ pub(super) struct Asked {
     /// The bot's name for what is to happen once; empty where nothing is to happen.
     key: String,
     /// JSON by its header.
-    pub(super) body: Bytes,
+    pub(super) body: Vec<u8>,
 }
 
 impl Asked {
@@ -37,7 +31,7 @@ impl Asked {
         let is_change = head.method == Method::POST;
         let key = if is_change { check_head(&head.headers)? } else { String::new() };
         // What comes with a GET means nothing, but has to be read for the connection to go on.
-        let body = read_body(body).await?;
+        let body = BODY.read(body).await?;
         Ok(Self { method: head.method, path: head.uri.path().to_owned(), key, body })
     }
 
@@ -62,33 +56,13 @@ fn check_head(headers: &HeaderMap) -> Result<String, Problem> {
     idempotency::key(headers)
 }
 
-/// Reads a whole body within its limits.
-async fn read_body(body: Incoming) -> Result<Bytes, Problem> {
-    let read = timeout(BODY_TIMEOUT, collect(body)).await;
-    read.unwrap_or_else(|_| {
-        let detail = t!("api.body_timeout", seconds = BODY_TIMEOUT.as_secs());
-        Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail))
-    })
-}
-
-async fn collect(mut body: Incoming) -> Result<Bytes, Problem> {
-    let too_large = || {
-        let detail = t!("api.body_too_large", max = BODY_BYTES_MAX);
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
-    };
-    if body.size_hint().lower() > DISCARDED_BYTES_MAX as u64 {
-        return Err(too_large());
+impl<E> From<BodyError<E>> for Problem {
+    fn from(error: BodyError<E>) -> Self {
+        let (code, detail) = match error {
+            BodyError::TooLarge => ("body_too_large", t!("api.body_too_large", max = BODY.bytes_max)),
+            BodyError::TimedOut => ("body_timeout", t!("api.body_timeout", seconds = BODY.timeout.as_secs())),
+            BodyError::Broken(_) => ("invalid_body", t!("api.broken_body")),
+        };
+        Self::new(error.status(), code, detail)
     }
-    let (mut collected, mut bytes) = (BytesMut::new(), 0);
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| Problem::bad_request("invalid_body", t!("api.broken_body")))?;
-        let Ok(data) = frame.into_data() else { continue };
-        bytes += data.remaining();
-        if bytes <= BODY_BYTES_MAX {
-            collected.extend_from_slice(&data);
-        } else if bytes > DISCARDED_BYTES_MAX {
-            break;
-        }
-    }
-    if bytes > BODY_BYTES_MAX { Err(too_large()) } else { Ok(collected.freeze()) }
 }

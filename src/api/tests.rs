@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 
+use hyper::header::HeaderValue;
 use serde_json::Value;
 
 use super::*;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request};
@@ -17,11 +17,14 @@ use tokio::time::timeout;
 
 use crate::channel::epay::{CallbackFields, SignedCallback, encode};
 use crate::domain::order::Order;
+use crate::net::body::read_at_most;
 use crate::payments::checkout::DEFAULT_PAYMENT_TYPE;
 use crate::server::NOTIFY_PATH;
 
 /// How long one answer may take: gateways wait for 5 to 30 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of an answer is read.
+const ANSWER_BYTES_MAX: usize = 16 * 1024;
 
 /// What a callback says of an order that we do not have: that it is paid.
 pub(super) fn unknown(order_no: &str, pid: String, money: String) -> CallbackFields {
@@ -105,7 +108,7 @@ impl Connection {
             self.sender.ready().await?;
             let response = self.sender.send_request(callback.request(&self.host)?).await?;
             let status = response.status().as_u16();
-            let body = response.into_body().collect().await?.to_bytes();
+            let (body, _) = read_at_most(response.into_body(), ANSWER_BYTES_MAX, ANSWER_BYTES_MAX).await?;
             anyhow::Ok(Answer { body: String::from_utf8_lossy(&body).trim_end().to_owned(), status })
         };
         let answer = timeout(ANSWER_TIMEOUT, exchange).await.with_context(|| t!("cli.no_answer").into_owned())?;

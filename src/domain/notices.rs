@@ -1,9 +1,11 @@
 //! Alerts to the operator that leave no receipt: any part raises them, and the outbox tells them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::named::named_enum;
+
+use crate::sync::lock;
 
 /// How much is kept of the detail of a notice.
 const DETAIL_CHARS_MAX: usize = 200;
@@ -64,7 +66,7 @@ impl Notices {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<NoticeKind, Notice>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -5,15 +5,16 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::Level;
 use rust_i18n::t;
 
 use super::{own_line, without_time};
-use crate::files::{self, Audience};
+use crate::files::{self, Audience, FileIdentity};
+use crate::sync::Monitor;
 
 /// How many records wait for a slow destination.
 const QUEUE_MAX: usize = 4096;
@@ -45,13 +46,7 @@ enum Request {
 /// The sending end of a destination.
 #[derive(Clone)]
 pub(super) struct Lane {
-    shared: Arc<Shared>,
-}
-
-#[derive(Default)]
-struct Shared {
-    queue: Mutex<Queue>,
-    changed: Condvar,
+    queue: Arc<Monitor<Queue>>,
 }
 
 #[derive(Default)]
@@ -62,8 +57,6 @@ struct Queue {
     /// How many there was no room for, or that could not be written, since that was last told.
     dropped: u64,
     requests: Vec<Request>,
-    /// Nothing is there, and the thread sleeps until something is.
-    asleep: bool,
 }
 
 /// What became of a line that was sent.
@@ -77,19 +70,19 @@ pub(super) enum Sent {
 
 impl Lane {
     pub(super) fn spawn(thread: &str, sink: impl Sink) -> io::Result<Self> {
-        let shared = Arc::<Shared>::default();
-        let theirs = Arc::clone(&shared);
-        std::thread::Builder::new().name(thread.to_owned()).spawn(move || theirs.run(sink))?;
-        Ok(Self { shared })
+        let lane = Self { queue: Arc::default() };
+        let own = lane.clone();
+        std::thread::Builder::new().name(thread.to_owned()).spawn(move || own.run(sink))?;
+        Ok(lane)
     }
 
     /// Queues a line; counts it where there is no room.
     pub(super) fn send(&self, line: &str) -> Sent {
-        let mut queue = self.shared.lock();
+        let mut queue = self.queue.lock();
         if queue.count < QUEUE_MAX {
             queue.count += 1;
             queue.lines.push_str(line);
-            self.shared.wake(queue);
+            queue.notify();
             return Sent::Queued;
         }
         queue.dropped += 1;
@@ -109,26 +102,11 @@ impl Lane {
 
     fn ask<T>(&self, request: impl FnOnce(SyncSender<T>) -> Request, timeout: Duration) -> Option<T> {
         let (done, answer) = sync_channel(1);
-        let mut queue = self.shared.lock();
+        let mut queue = self.queue.lock();
         queue.requests.push(request(done));
-        // Not only where it sleeps: it may be waiting for company.
-        queue.asleep = false;
-        drop(queue);
-        self.shared.changed.notify_one();
+        // The thread may be waiting for company.
+        queue.interrupt();
         answer.recv_timeout(timeout).ok()
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wake(&self, mut queue: MutexGuard<'_, Queue>) {
-        if std::mem::take(&mut queue.asleep) {
-            drop(queue);
-            self.changed.notify_one();
-        }
     }
 
     fn run(&self, mut sink: impl Sink) {
@@ -136,17 +114,16 @@ impl Shared {
         loop {
             lines.clear();
             lines.shrink_to(ROOM_KEPT);
-            let mut queue = self.lock();
+            let mut queue = self.queue.lock();
             while queue.lines.is_empty() && queue.requests.is_empty() {
-                queue.asleep = true;
-                queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = queue.wait(None);
             }
             std::mem::swap(&mut lines, &mut queue.lines);
             let taken = queue.count;
             let requests = std::mem::take(&mut queue.requests);
             drop(queue);
             let lost = if lines.is_empty() { 0 } else { sink.write_lines(&lines) };
-            self.lock().count -= taken;
+            self.queue.lock().count -= taken;
             self.report_dropped(lost, &mut sink);
             for request in requests {
                 match request {
@@ -154,21 +131,19 @@ impl Shared {
                     Request::Flush(done) => drop(done.send(())),
                 }
             }
-            let queue = self.lock();
-            let has_time = |queue: &mut Queue| queue.requests.is_empty();
-            drop(self.changed.wait_timeout_while(queue, COMPANY, has_time));
+            self.queue.lock().pause_while(COMPANY, |queue| queue.requests.is_empty());
         }
     }
 
     /// Tells how many records are missing, once the destination works again.
     fn report_dropped(&self, lost: usize, sink: &mut impl Sink) {
         let dropped = {
-            let mut queue = self.lock();
+            let mut queue = self.queue.lock();
             queue.dropped += lost as u64;
             if lost > 0 { 0 } else { std::mem::take(&mut queue.dropped) }
         };
         if dropped > 0 && sink.write_lines(&own_line(Level::Warn, &t!("log.dropped", count = dropped))) > 0 {
-            self.lock().dropped += dropped;
+            self.queue.lock().dropped += dropped;
         }
     }
 }
@@ -197,7 +172,7 @@ impl Sink for Console {
 /// redirected it since (see systemd.exec(5)).
 fn is_journal() -> bool {
     let named = std::env::var("JOURNAL_STREAM").ok();
-    let own = rustix::fs::fstat(io::stderr()).ok().map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
+    let own = FileIdentity::of_open(io::stderr()).ok().map(|identity| identity.to_string());
     named.is_some() && named == own
 }
 

@@ -8,7 +8,7 @@ mod lane;
 
 use std::fmt::{self, Write};
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -18,6 +18,7 @@ use rust_i18n::t;
 use crate::config;
 use crate::domain::clock::Timestamp;
 use crate::domain::language::Language;
+use crate::sync::lock;
 use lane::{Console, Lane, LogFile, Sent};
 
 /// How long the last records may take to be written when the process ends.
@@ -123,7 +124,7 @@ struct Told(Mutex<Option<Instant>>);
 impl Told {
     /// Whether it was told longer than `interval` ago, or never; if so, it counts as told now.
     fn elapsed_then_restart(&self, interval: Duration) -> bool {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.0);
         let is_due = told.is_none_or(|at| at.elapsed() >= interval);
         if is_due {
             *told = Some(Instant::now());

@@ -9,15 +9,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use reqwest::header::{DATE, HeaderName, LOCATION, RETRY_AFTER};
-use reqwest::{Method, RequestBuilder, Response, Url};
+use bytes::Bytes;
+use reqwest::header::{DATE, HeaderMap, HeaderName, LOCATION, RETRY_AFTER};
+use reqwest::{Method, RequestBuilder, Url};
 use rust_i18n::t;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::body::read_at_most;
 use crate::domain::clock::Timestamp;
 
 #[cfg(test)]
@@ -276,30 +277,28 @@ async fn send(request: RequestBuilder, attempts: Attempts, timeout: Duration) ->
 }
 
 async fn attempt(client: &reqwest::Client, request: reqwest::Request) -> Result<Reply, OutgoingError> {
-    let mut response = client.execute(request).await?;
-    let mut body = BytesMut::new();
-    while let Some(chunk) = response.chunk().await? {
-        if body.len() + chunk.len() > REPLY_BYTES_MAX {
-            return Err(OutgoingError::TooLarge);
-        }
-        body.extend_from_slice(&chunk);
+    let (head, body) = hyper::Response::from(client.execute(request).await?).into_parts();
+    // The time limit is the request's.
+    let (body, is_longer) = read_at_most(body, REPLY_BYTES_MAX, REPLY_BYTES_MAX).await?;
+    if is_longer {
+        return Err(OutgoingError::TooLarge);
     }
     Ok(Reply {
-        status: response.status().as_u16(),
-        body: body.freeze(),
-        retry_after: retry_after(&response),
-        date: header(&response, DATE).and_then(Timestamp::parse_http_date),
-        location: header(&response, LOCATION).map(str::to_owned),
+        status: head.status.as_u16(),
+        body: body.into(),
+        retry_after: retry_after(&head.headers),
+        date: header(&head.headers, DATE).and_then(Timestamp::parse_http_date),
+        location: header(&head.headers, LOCATION).map(str::to_owned),
     })
 }
 
-fn header(response: &Response, name: HeaderName) -> Option<&str> {
-    response.headers().get(name)?.to_str().ok()
+fn header(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
 }
 
 /// The header's seconds; a date, its other form, is not read.
-fn retry_after(response: &Response) -> Option<Duration> {
-    let seconds: u32 = header(response, RETRY_AFTER)?.trim().parse().ok()?;
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: u32 = header(headers, RETRY_AFTER)?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds.into()))
 }
 

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::backoff::Backoff;
 use super::telegram::{BAD_TOKEN_PAUSE, Bot, SendError, Sender};
 use super::{Courier, Verdict};
 use crate::config::{Current, Texts};
 use crate::domain::language::Language;
 use crate::domain::notices::NoticeKind;
+use crate::net::backoff::Backoff;
 use crate::store::{Channel, Delivery, News, StoreError};
 
 /// Brings buyers what is due to them.

@@ -9,12 +9,12 @@ use ring::hmac;
 use rust_i18n::t;
 use serde::Serialize;
 
-use super::backoff::Backoff;
 use super::{Courier, REQUEST_TIMEOUT, Verdict};
 use crate::config::Current;
 use crate::domain::clock::Timestamp;
 use crate::domain::notices::{NoticeKind, Notices};
 use crate::domain::order::{Order, OrderStatus, OrderView};
+use crate::net::backoff::Backoff;
 use crate::net::client::Client;
 use crate::store::{Channel, Delivery, News, Store, StoreError};
 

@@ -4,7 +4,6 @@
 //! what is due from the store and hands it to a courier; every attempt is noted before the next. [`Notices`] are what
 //! the operator hears of trouble.
 
-mod backoff;
 mod buyers;
 mod events;
 mod notices;
@@ -20,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::clock::Timestamp;
 use crate::domain::notices::{NoticeKind, Notices};
+use crate::net::backoff::Backoff;
 use crate::store::{Attempt, Channel, Delivery, Store, StoreError};
-use backoff::Backoff;
 pub(crate) use buyers::Buyers;
 pub(crate) use events::{DISABLED as EVENTS_DISABLED, Events};
 pub(crate) use notices::tell_admin;

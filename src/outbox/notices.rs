@@ -6,11 +6,11 @@ use rust_i18n::t;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::backoff::Backoff;
 use super::telegram::{BAD_TOKEN_PAUSE, Bot, SendError, Sender};
 use crate::config::Current;
 use crate::domain::money::Amount;
 use crate::domain::notices::{Notice, NoticeKind, Notices};
+use crate::net::backoff::Backoff;
 use crate::net::client::excerpt;
 use crate::store::{Store, StoreError, Trouble};
 

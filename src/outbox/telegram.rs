@@ -1,21 +1,23 @@
 //! The Bot API, as far as it is needed: sending a text, and telling why it could not be sent; asking whose token it is.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rust_i18n::t;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep_until;
 
 use crate::config::Telegram;
 use crate::domain::secret::MASK;
 use crate::net::client::{Client, OutgoingError, Reply, excerpt};
+use crate::net::rate_limit::{Rate, RateLimiter};
 
 /// How long one message may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How far messages are apart: Telegram lets some 30 a second through.
 const GAP: Duration = Duration::from_millis(40);
+const PACE: Rate = Rate::new(1, GAP);
 /// How long nothing is sent after a 429 that does not say for how long.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(5);
 /// How long a 429 may ask for at most.
@@ -29,12 +31,12 @@ const DESCRIPTION_CHARS_TOLD: usize = 200;
 #[derive(Clone, Debug)]
 pub(crate) struct Sender {
     client: Client,
-    next_slot: Arc<Mutex<Instant>>,
+    pace: Arc<RateLimiter>,
 }
 
 impl Sender {
     pub(crate) fn new(client: Client) -> Self {
-        Self { client, next_slot: Arc::new(Mutex::new(Instant::now())) }
+        Self { client, pace: Arc::new(RateLimiter::new(PACE)) }
     }
 
     /// The configured bot, if there is one.
@@ -46,13 +48,7 @@ impl Sender {
 
     /// Comes back when it is one's turn.
     async fn turn(&self) {
-        let slot = {
-            let mut next = self.next_slot.lock().unwrap_or_else(PoisonError::into_inner);
-            let slot = (*next).max(Instant::now());
-            *next = slot + GAP;
-            slot
-        };
-        sleep_until(slot).await;
+        sleep_until(self.pace.reserve()).await;
     }
 }
 
@@ -177,6 +173,8 @@ impl Bot {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use tokio::time::Instant;
 
     use super::*;
     use crate::config::Config;

@@ -5,27 +5,31 @@
 //! waits for the answer.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
 use crate::channel::epay::client::{Answer, Gateway, GatewayError, Verdict};
 use crate::config::Current;
 use crate::domain::clock::Timestamp;
 use crate::domain::notices::{NoticeKind, Notices};
 use crate::domain::order::{Hold, Order};
+use crate::net::backoff::Backoff;
 use crate::net::client::Client;
+use crate::net::rate_limit::{Rate, TokenBucket};
 use crate::store::{Answered, Cause, Store};
+use crate::sync::lock;
 
 /// How many questions because of notifications one gateway is asked at the same time.
 const NOTIFY_CONCURRENCY: usize = 32;
 /// How long a gateway is left alone that says "too many requests" and not for how long.
 const RATE_LIMITED_PAUSE: Duration = Duration::from_secs(5);
-/// How long a gateway is left alone that does not answer: this after the first time, twice as long after each more.
-const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
-const TROUBLE_PAUSE_MAX: Duration = Duration::from_mins(5);
+/// How long a gateway is left alone that does not answer.
+const TROUBLE_PAUSES: Backoff = Backoff { first: Duration::from_secs(1), longest: Duration::from_mins(5) };
+/// For how long a gateway's questions may be saved up.
+const SAVED_UP: Duration = Duration::from_secs(10);
 
 /// Asks gateways, within their limits.
 pub(crate) struct Gateways {
@@ -168,7 +172,7 @@ impl Gateways {
     }
 
     fn limit(&self, pid: &str) -> Arc<Limit> {
-        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limits = lock(&self.limits);
         Arc::clone(limits.entry(pid.to_owned()).or_insert_with(|| Arc::new(Limit::new())))
     }
 }
@@ -199,15 +203,16 @@ pub(crate) fn name_of(verdict: &Verdict) -> String {
 /// What one gateway bears.
 struct Limit {
     notify: Semaphore,
+    started: Instant,
     state: Mutex<State>,
 }
 
+#[derive(Default)]
 struct State {
     /// Questions of the schedule that are under way.
     scheduled: usize,
-    /// Thousandths of a question that may be asked now.
-    tokens: u64,
-    filled_at: Instant,
+    /// One token a question.
+    bucket: TokenBucket,
     /// Questions in a row that got no answer.
     failures: u32,
     paused_until: Option<Instant>,
@@ -215,13 +220,11 @@ struct State {
 
 impl Limit {
     fn new() -> Self {
-        let state =
-            State { scheduled: 0, tokens: u64::MAX, filled_at: Instant::now(), failures: 0, paused_until: None };
-        Self { notify: Semaphore::new(NOTIFY_CONCURRENCY), state: Mutex::new(state) }
+        Self { notify: Semaphore::new(NOTIFY_CONCURRENCY), started: Instant::now(), state: Mutex::default() }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn is_paused(&self) -> bool {
@@ -230,17 +233,16 @@ impl Limit {
 
     /// How many questions may be asked right now.
     fn tokens(&self, per_minute: u32) -> usize {
-        let mut state = self.state();
-        state.fill(per_minute);
-        usize::try_from(state.tokens / 1000).unwrap_or(usize::MAX)
+        self.state().bucket.tokens(Rate::per_minute(per_minute, SAVED_UP), self.started.elapsed())
     }
 
     /// Waits for a place, till the deadline.
     async fn enter(&self, cause: Cause, rates: (usize, u32), deadline: Instant) -> Option<Place<'_>> {
         if matches!(cause, Cause::Notify | Cause::Refund | Cause::Manual) {
-            let permit = timeout_at(deadline.into(), self.notify.acquire()).await.ok()?.ok()?;
+            let permit = timeout_at(deadline, self.notify.acquire()).await.ok()?.ok()?;
             return Some(Place::Notify(permit));
         }
+        let rate = Rate::per_minute(rates.1, SAVED_UP);
         loop {
             let wait = {
                 let mut state = self.state();
@@ -248,10 +250,8 @@ impl Limit {
                     Some(until) if until > Instant::now() => return None,
                     _ => {}
                 }
-                state.fill(rates.1);
-                if state.scheduled < rates.0 && state.tokens >= 1000 {
+                if state.scheduled < rates.0 && state.bucket.take(rate, self.started.elapsed()) {
                     state.scheduled += 1;
-                    state.tokens -= 1000;
                     return Some(Place::Scheduled(self));
                 }
                 // The time that one question's worth of tokens takes, or a place to become free.
@@ -271,29 +271,14 @@ impl Limit {
             Some(GatewayError::RateLimited(wait)) => Some(wait.unwrap_or(RATE_LIMITED_PAUSE)),
             Some(GatewayError::Unreachable(_) | GatewayError::Failed { .. } | GatewayError::NotJson { .. }) => {
                 state.failures = state.failures.saturating_add(1);
-                Some(TROUBLE_PAUSE * 2_u32.pow(state.failures.min(10) - 1))
+                Some(TROUBLE_PAUSES.exactly_after(state.failures))
             }
             _ => None,
         };
         if pause.is_none() {
             state.failures = 0;
         }
-        state.paused_until = pause.map(|pause| Instant::now() + pause.min(TROUBLE_PAUSE_MAX));
-    }
-}
-
-impl State {
-    /// Adds what has come since the last time, up to ten seconds' worth.
-    fn fill(&mut self, per_minute: u32) {
-        let now = Instant::now();
-        let passed = u64::try_from(now.duration_since(self.filled_at).as_millis()).unwrap_or(u64::MAX);
-        let most = (u64::from(per_minute) * 1000 / 6).max(1000);
-        let more = passed.saturating_mul(u64::from(per_minute)) / 60;
-        // What is too little to count yet is left to the next time.
-        if more > 0 || self.tokens > most {
-            self.tokens = self.tokens.saturating_add(more).min(most);
-            self.filled_at = now;
-        }
+        state.paused_until = pause.map(|pause| Instant::now() + pause.min(TROUBLE_PAUSES.longest));
     }
 }
 

@@ -4,7 +4,7 @@
 //! goes through the same settlement as a callback. A gateway that is down, slow or lying costs nothing but another question.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rust_i18n::t;
@@ -18,8 +18,10 @@ use crate::domain::clock::Timestamp;
 use crate::domain::order::{Order, SettledBy};
 use crate::domain::outcome::Outcome;
 use crate::domain::settlement::Policy;
+use crate::net::backoff;
 use crate::payments::gateways::{AskError, Gateways, name_of};
 use crate::store::{Cause, Question, Receipt, Settle, Store, StoreError};
+use crate::sync::lock;
 
 const TARGET: &str = "webhookctl::reconcile";
 
@@ -35,9 +37,9 @@ const RETRY_AFTER_S: std::ops::RangeInclusive<u32> = 5..=3600;
 const RETRY_FOR_S: u32 = 3 * 24 * 3600;
 /// How often an order is asked about for good whose payment a signature proves, and that still needs its gateway's own word.
 const WORD_EVERY_S: u32 = 24 * 3600;
-/// How far times are moved at random, in hundredths of the time since the order was created: many orders of one minute must not
-/// be many questions of one second.
-const JITTER_PERCENT: u64 = 10;
+/// How far times are moved at random, in percent of the time since the order was created: many orders of one minute must not be many
+/// questions of one second.
+const JITTER_PERCENT: std::ops::RangeInclusive<u32> = 100..=110;
 /// How many orders the sweep takes from the store at a time.
 const SWEEP_PAGE: u32 = 200;
 
@@ -127,7 +129,7 @@ impl Reconciler {
     }
 
     fn asking(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
-        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.asking)
     }
 
     async fn answer_question(self: Arc<Self>, question: Question) {
@@ -306,11 +308,8 @@ fn retry_time(config: &Config, created_at: Timestamp, now: Timestamp) -> Option<
 
 /// Up to a tenth more.
 fn jittered(seconds: u32) -> u32 {
-    let mut random = [0; 4];
-    // Without random numbers all come at the same time, which is no fault.
-    let _ = getrandom::fill(&mut random);
-    let share = u64::from(u32::from_le_bytes(random)) * u64::from(seconds) * JITTER_PERCENT / 100 / u64::from(u32::MAX);
-    seconds.saturating_add(u32::try_from(share).unwrap_or(0))
+    let time = backoff::jittered(Duration::from_secs(seconds.into()), JITTER_PERCENT);
+    u32::try_from(time.as_secs()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -25,7 +25,8 @@ use nix::libc;
 use rust_i18n::t;
 use rustix::fs::OFlags;
 
-use super::pidfd::{Process, Program, file_id, start_time};
+use super::pidfd::{Process, Program, start_time};
+use crate::files::FileIdentity;
 use crate::files::{self, Audience};
 
 /// How long a lock is tried for: someone who only looks holds it for a moment. And how long a text that does not fit is looked at
@@ -182,10 +183,8 @@ impl PidFile {
 
     /// Whether it is still the one that others find there.
     pub(crate) fn is_at(&self, path: &Path) -> bool {
-        match (self.file.metadata(), path.metadata()) {
-            (Ok(own), Ok(there)) => file_id(&own) == file_id(&there),
-            _ => false,
-        }
+        let own = FileIdentity::of_open(&self.file);
+        own.is_ok_and(|own| FileIdentity::at(path).is_ok_and(|there| there == own))
     }
 }
 

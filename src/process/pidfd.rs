@@ -1,11 +1,10 @@
 //! Another process, held by a pidfd: once it is found, its pid cannot come to mean a stranger.
 
 use std::fmt;
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -13,6 +12,8 @@ use procfs::ProcResult;
 use procfs::process::Process as Proc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal, test_kill_process};
+
+use crate::files::FileIdentity;
 
 /// A process that was running when it was looked for.
 pub(crate) struct Process {
@@ -33,21 +34,21 @@ pub(crate) struct Vitals {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Program {
     path: PathBuf,
-    id: (u64, u64),
+    identity: FileIdentity,
 }
 
 impl Program {
     /// Ours; `None` where its path cannot be told in one line.
     pub(crate) fn of_own() -> Option<Self> {
         let path = std::env::current_exe().ok()?;
-        let id = file_id(&std::fs::metadata("/proc/self/exe").ok()?);
-        path.to_str().is_some_and(|path| !path.contains('\n')).then_some(Self { path, id })
+        let identity = FileIdentity::at(Path::new("/proc/self/exe")).ok()?;
+        path.to_str().is_some_and(|path| !path.contains('\n')).then_some(Self { path, identity })
     }
 
     /// Whether it has been replaced or removed.
     pub(crate) fn is_replaced(&self) -> bool {
-        match self.path.metadata() {
-            Ok(there) => file_id(&there) != self.id,
+        match FileIdentity::at(&self.path) {
+            Ok(there) => there != self.identity,
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         }
     }
@@ -55,8 +56,7 @@ impl Program {
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, id: (device, inode) } = self;
-        write!(f, "{device}:{inode}:{}", path.display())
+        write!(f, "{}:{}", self.identity, self.path.display())
     }
 }
 
@@ -64,10 +64,8 @@ impl FromStr for Program {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        let mut parts = text.splitn(3, ':');
-        let mut next = || parts.next().ok_or(());
-        let id = (next()?.parse().map_err(drop)?, next()?.parse().map_err(drop)?);
-        Ok(Self { path: next()?.into(), id })
+        let (path_at, _) = text.match_indices(':').nth(1).ok_or(())?;
+        Ok(Self { path: text[path_at + 1..].into(), identity: text[..path_at].parse()? })
     }
 }
 
@@ -117,10 +115,10 @@ impl Process {
     /// Whether it has this file open, as far as we may see: its descriptors are hidden where it is not dumpable, or in a user
     /// namespace of another user.
     pub(crate) fn has_open(&self, file: &File) -> io::Result<bool> {
-        let wanted = file_id(&file.metadata()?);
+        let wanted = FileIdentity::of_open(file)?;
         let descriptors = std::fs::read_dir(format!("/proc/{}/fd", self.pid)).into_iter().flatten().flatten();
-        let mut files = descriptors.filter_map(|descriptor| descriptor.path().metadata().ok());
-        Ok(files.any(|open| file_id(&open) == wanted))
+        let mut files = descriptors.filter_map(|descriptor| FileIdentity::at(&descriptor.path()).ok());
+        Ok(files.any(|open| open == wanted))
     }
 
     /// The user whose rights it has. Not the owner of its `/proc` directory, which is root where it is not dumpable.
@@ -155,11 +153,6 @@ impl Process {
     fn raw(&self) -> i32 {
         self.pid.cast_signed()
     }
-}
-
-/// What a file is, whatever it is called.
-pub(super) fn file_id(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
 }
 
 /// Waits until there is something to read, or whoever writes has gone; false after `timeout`.
@@ -226,7 +219,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (path, new) = (directory.path().join("a b:c"), directory.path().join("new"));
         std::fs::write(&path, "old").unwrap();
-        let program = Program { id: file_id(&path.metadata().unwrap()), path: path.clone() };
+        let program = Program { identity: FileIdentity::at(&path).unwrap(), path: path.clone() };
         assert_eq!(program.to_string().parse(), Ok(program.clone()));
         assert!(!program.is_replaced());
         std::fs::write(&new, "new").unwrap();

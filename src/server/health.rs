@@ -1,14 +1,15 @@
 //! `/payment/health`: whether a payment that came now would be written.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use hyper::StatusCode;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Response, json};
+use crate::net::response::{JSON, Response, respond};
 use crate::store::Store;
+use crate::sync::lock;
 
 pub(crate) const PATH: &str = "/payment/health";
 
@@ -37,7 +38,9 @@ impl Health {
     }
 
     pub(super) async fn answer(&self) -> Response {
-        if self.is_well().await { json(StatusCode::OK, OK) } else { json(StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE) }
+        let (status, body) =
+            if self.is_well().await { (StatusCode::OK, OK) } else { (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE) };
+        respond(status, JSON, body)
     }
 
     /// Whether a probe came back well, and in time.
@@ -49,7 +52,7 @@ impl Health {
 
     /// The probe that is under way, or a new one. One that is late stays the only one: a stuck writer gets no second.
     fn probe(&self) -> Probe {
-        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut under_way = lock(&self.under_way);
         if let Some(probe) = &*under_way
             && probe.result.borrow().is_none()
         {

@@ -6,78 +6,41 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use crate::net::rate_limit::{Rate, RateLimiter, TokenBucket};
+use crate::sync::lock;
 
 /// How many failed callbacks of one address are kept and looked into: as many as the table has room for, so that one sender cannot
 /// push everybody else's evidence out of it again and again, and then a few, so that it stays seen.
-const OF_ONE_CLIENT: Rate = Rate { burst: 10_000, interval: Duration::from_millis(100) };
+const OF_ONE_CLIENT: Rate = Rate::new(10_000, Duration::from_millis(100));
 /// How many of all addresses together: this is what bounds what is written when a forger has many.
-const OF_ALL: Rate = Rate { burst: 20_000, interval: Duration::from_millis(5) };
+const OF_ALL: Rate = Rate::new(20_000, Duration::from_millis(5));
 /// How many clients are remembered. The rest share one bucket until some of these have been forgotten.
 const CLIENTS_MAX: usize = 4096;
 /// How often it is looked for clients that can be forgotten.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// So many at once, and then one every `interval`.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rate {
-    pub(super) burst: u32,
-    pub(super) interval: Duration,
-}
-
-impl Rate {
-    /// Takes one from a bucket that is full again at `full_at`: when it will be full after that. `None` where it is empty.
-    fn take(self, full_at: Duration, now: Duration) -> Option<Duration> {
-        let full_at = full_at.max(now) + self.interval;
-        (full_at <= now + self.interval * self.burst).then_some(full_at)
-    }
-}
-
-/// A token bucket. It knows when it will be full again, and nothing else.
-pub(super) struct Bucket {
-    rate: Rate,
-    started: Instant,
-    /// In microseconds after `started`.
-    full_at: AtomicU64,
-}
-
-impl Bucket {
-    pub(super) fn new(rate: Rate) -> Self {
-        Self { rate, started: Instant::now(), full_at: AtomicU64::new(0) }
-    }
-
-    pub(super) fn take(&self) -> bool {
-        self.take_at(self.started.elapsed())
-    }
-
-    fn take_at(&self, now: Duration) -> bool {
-        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let next = |full_at| self.rate.take(Duration::from_micros(full_at), now).map(micros);
-        self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
-    }
-}
-
 /// Who has sent how many callbacks lately that proved nothing.
 pub(super) struct Forgers {
     started: Instant,
-    all: Bucket,
+    all: RateLimiter,
     known: Mutex<Known>,
 }
 
 #[derive(Default)]
 struct Known {
-    /// When the bucket of each is full again, and they can be forgotten.
-    clients: HashMap<IpAddr, Duration>,
+    /// Whoever has a full bucket can be forgotten.
+    clients: HashMap<IpAddr, TokenBucket>,
     /// The bucket of all that there was no room for.
-    others: Duration,
+    others: TokenBucket,
     swept_at: Duration,
 }
 
 impl Default for Forgers {
     fn default() -> Self {
-        Self { started: Instant::now(), all: Bucket::new(OF_ALL), known: Mutex::default() }
+        Self { started: Instant::now(), all: RateLimiter::new(OF_ALL), known: Mutex::default() }
     }
 }
 
@@ -85,7 +48,7 @@ impl Forgers {
     /// A callback of this client's has failed: whether it may cost more than the answer.
     pub(super) fn may_cost_more(&self, client: IpAddr) -> bool {
         let now = self.started.elapsed();
-        let is_within = self.known.lock().unwrap_or_else(PoisonError::into_inner).take(network(client), now);
+        let is_within = lock(&self.known).take(network(client), now);
         is_within && self.all.take()
     }
 }
@@ -94,9 +57,7 @@ impl Known {
     fn take(&mut self, client: IpAddr, now: Duration) -> bool {
         let has_room = self.clients.len() < CLIENTS_MAX || self.clients.contains_key(&client) || self.sweep(now);
         let bucket = if has_room { self.clients.entry(client).or_default() } else { &mut self.others };
-        let taken = OF_ONE_CLIENT.take(*bucket, now);
-        *bucket = taken.unwrap_or(*bucket);
-        taken.is_some()
+        bucket.take(OF_ONE_CLIENT, now)
     }
 
     /// Forgets whose buckets are full; whether there is room then.
@@ -105,7 +66,7 @@ impl Known {
             return false;
         }
         self.swept_at = now;
-        self.clients.retain(|_, full_at| *full_at > now);
+        self.clients.retain(|_, bucket| !bucket.is_full(now));
         self.clients.len() < CLIENTS_MAX
     }
 }
@@ -128,17 +89,6 @@ mod tests {
 
     fn taken(count: usize, take: impl FnMut(usize) -> bool) -> usize {
         (0..count).map(take).filter(|taken| *taken).count()
-    }
-
-    #[test]
-    fn a_bucket_has_its_burst_and_fills_up_again() {
-        let bucket = Bucket::new(Rate { burst: 50, interval: 5 * S });
-        assert_eq!(taken(1000, |_| bucket.take_at(7 * S)), 50);
-        assert_eq!(taken(1000, |_| bucket.take_at(11 * S)), 0);
-        assert_eq!(taken(1000, |_| bucket.take_at(12 * S)), 1);
-        assert_eq!(taken(1000, |_| bucket.take_at(12 * S)), 0);
-        assert_eq!(taken(1000, |_| bucket.take_at(112 * S)), 20);
-        assert_eq!(taken(1000, |_| bucket.take_at(10_000 * S)), 50, "and never more");
     }
 
     #[test]

@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use rust_i18n::t;
 
-use super::limits::{Bucket, Rate};
 use crate::domain::clock::Timestamp;
 use crate::domain::outcome::{ClaimedFields, NotificationOutcome, Outcome, Rejected, Unanswered};
 use crate::domain::settlement::Claim;
+use crate::net::rate_limit::{Rate, RateLimiter};
 use crate::store::{Credited, Settlement, StoreError};
 
 /// The target of these records, whichever file writes them.
 const TARGET: &str = "webhookctl::notify";
 /// How often an outcome is logged of callbacks that anybody can forge.
-const FORGED: Rate = Rate { burst: 50, interval: Duration::from_secs(5) };
+const FORGED: Rate = Rate::new(50, Duration::from_secs(5));
 /// How often an outcome is logged of those that are vouched for: whoever holds a valid one can send it again and again.
-const REPEATED: Rate = Rate { burst: 100, interval: Duration::from_millis(500) };
+const REPEATED: Rate = Rate::new(100, Duration::from_millis(500));
 /// How much of each field that a stranger chose is logged, and kept apart from the payload.
 const FIELD_CHARS_MAX: usize = 64;
 
@@ -48,7 +48,7 @@ pub(super) struct NotificationLog {
 impl Default for NotificationLog {
     fn default() -> Self {
         let budget = |index: usize| {
-            let room = Bucket::new(if index < Rejected::ALL.len() { FORGED } else { REPEATED });
+            let room = RateLimiter::new(if index < Rejected::ALL.len() { FORGED } else { REPEATED });
             Budget { room, unlogged: AtomicU64::new(0) }
         };
         Self { budgets: std::array::from_fn(budget), previous_key_told: AtomicI64::default() }
@@ -150,7 +150,7 @@ impl NotificationLog {
 
 /// Room for records, and a count of those that there was none for.
 struct Budget {
-    room: Bucket,
+    room: RateLimiter,
     unlogged: AtomicU64,
 }
 

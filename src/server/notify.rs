@@ -13,9 +13,9 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use super::BODY;
 use super::limits::Forgers;
 use super::notification_log::{NotificationLog, Refused, shortened};
-use super::{Response, read_body, text};
 use crate::channel::epay::client::Verdict;
 use crate::channel::epay::{self, Malformed, Notification, Unverified, VerifyError};
 use crate::config::{Config, Current, Proof};
@@ -24,6 +24,7 @@ use crate::domain::money::Amount;
 use crate::domain::order::{PaymentState, SettledBy};
 use crate::domain::outcome::{ClaimedFields, NotificationOutcome, Rejected, Unanswered};
 use crate::domain::settlement::{Claim, ClaimProof, Policy};
+use crate::net::response::{Response, TEXT, respond};
 use crate::payments::gateways::Gateways;
 use crate::store::{Cause, Receipt, Rejection, Settle, Store, StoreError};
 
@@ -93,9 +94,9 @@ impl Notify {
     pub(super) async fn answer(&self, request: Request<Incoming>, client: IpAddr) -> Response {
         let is_post = *request.method() == Method::POST;
         let (head, body) = request.into_parts();
-        let body = match read_body(body).await {
+        let body = match BODY.read(body).await {
             Ok(body) => body,
-            Err(status) => return text(status, FAIL),
+            Err(error) => return respond(error.status(), TEXT, FAIL),
         };
         // The two are never merged: a gateway signs one of them.
         let payload = if is_post && !body.is_empty() { body } else { head.uri.query().unwrap_or_default().into() };
@@ -106,9 +107,9 @@ impl Notify {
             payload,
         };
         match self.take(receipt, client).await {
-            NotificationOutcome::Unanswered(_) => text(StatusCode::SERVICE_UNAVAILABLE, FAIL),
-            NotificationOutcome::Decided(outcome) if outcome.is_success() => text(StatusCode::OK, SUCCESS),
-            NotificationOutcome::Decided(_) | NotificationOutcome::Rejected(_) => text(StatusCode::OK, FAIL),
+            NotificationOutcome::Unanswered(_) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, FAIL),
+            NotificationOutcome::Decided(outcome) if outcome.is_success() => respond(StatusCode::OK, TEXT, SUCCESS),
+            NotificationOutcome::Decided(_) | NotificationOutcome::Rejected(_) => respond(StatusCode::OK, TEXT, FAIL),
         }
     }
 

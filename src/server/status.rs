@@ -2,7 +2,7 @@
 
 use hyper::StatusCode;
 
-use super::{Response, json};
+use crate::net::response::{JSON, Response, respond};
 
 pub(super) const PATH: &str = "/payment/status";
 
@@ -13,7 +13,7 @@ const BODY: &str = concat!(
 );
 
 pub(super) fn answer() -> Response {
-    json(StatusCode::OK, BODY)
+    respond(StatusCode::OK, JSON, BODY)
 }
 
 #[cfg(test)]

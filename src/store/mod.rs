@@ -8,6 +8,7 @@ mod accounts;
 pub(crate) mod audit;
 mod decisions;
 mod error;
+#[cfg(any(test, feature = "benching"))]
 pub(crate) mod fixtures;
 mod memory;
 mod orders;

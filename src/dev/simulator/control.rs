@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use super::book::{KeptBack, State, Trade};
 use super::refusal::Refusal;
 use super::request::{self, require};
-use super::{Asked, FaultAsked, Faults, Reaction, Simulator, lock};
+use super::{Asked, FaultAsked, Faults, Reaction, Simulator};
 use crate::channel::epay::decode_pairs;
 use crate::domain::money::Amount;
+use crate::sync::lock;
 
 impl Simulator {
     pub(super) fn control(self: &Arc<Self>, action: &str, asked: &Asked) -> Reaction {

@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
 use hyper::client::conn::http1::handshake;
 use hyper::header::{ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, USER_AGENT};
 use hyper::{Method, Request, Uri};
@@ -23,6 +22,7 @@ use super::request::with_query;
 use super::{Event, Fault, Occasion, Simulator};
 use crate::channel::epay::encode;
 use crate::domain::clock::Timestamp;
+use crate::net::body::read_at_most;
 
 /// How long an attempt may take.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -149,7 +149,7 @@ async fn connect(uri: &Uri) -> anyhow::Result<TcpStream> {
 }
 
 /// Sends a request, and reads what comes back; redirects are not followed.
-async fn send_and_read(request: Request<Full<Bytes>>) -> anyhow::Result<Bytes> {
+async fn send_and_read(request: Request<Full<Bytes>>) -> anyhow::Result<Vec<u8>> {
     let (parts, body) = request.into_parts();
     let stream = connect(&parts.uri).await?;
     let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
@@ -158,7 +158,8 @@ async fn send_and_read(request: Request<Full<Bytes>>) -> anyhow::Result<Bytes> {
     *request.uri_mut() = target(request.uri()).parse()?;
     let exchange = async {
         let response = sender.send_request(request).await?;
-        read_some(response.into_body()).await
+        let (answer, _) = read_at_most(response.into_body(), ANSWER_BYTES_MAX, ANSWER_BYTES_MAX).await?;
+        Ok(answer)
     };
     tokio::pin!(connection);
     tokio::pin!(exchange);
@@ -173,21 +174,8 @@ async fn send_and_read(request: Request<Full<Bytes>>) -> anyhow::Result<Bytes> {
     }
 }
 
-async fn read_some(mut body: Incoming) -> anyhow::Result<Bytes> {
-    let mut read = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame?.into_data() {
-            read.extend_from_slice(&data[..data.len().min(ANSWER_BYTES_MAX - read.len())]);
-        }
-        if read.len() == ANSWER_BYTES_MAX {
-            break;
-        }
-    }
-    Ok(read.freeze())
-}
-
 /// Sends a request, and closes the connection at once. The client that waits for answers has no way to do that.
-async fn send_and_leave(request: Request<Full<Bytes>>) -> anyhow::Result<Bytes> {
+async fn send_and_leave(request: Request<Full<Bytes>>) -> anyhow::Result<Vec<u8>> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
     let mut stream = connect(&parts.uri).await?;

@@ -25,7 +25,7 @@ mod request;
 mod tests;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use hyper::{Method, StatusCode};
@@ -37,6 +37,7 @@ use tokio_util::task::TaskTracker;
 use crate::channel::epay::Form;
 use crate::domain::clock::Timestamp;
 use crate::domain::money::Amount;
+use crate::sync::lock;
 use book::{Book, Trade};
 pub(crate) use callback::ATTEMPTS_MAX;
 pub(crate) use event::Event;
@@ -270,9 +271,4 @@ impl Occasion {
     fn strange(number: u64) -> Self {
         Self { order: u64::MAX, number }
     }
-}
-
-/// Nothing panics with one of our locks held and half a change made, so what a poisoned one holds is whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,11 +1,12 @@
 //! What is added to the log file, across rotations.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::lines::Lines;
-use super::{BLOCK, FileId, LogFile, ReadAt, Take};
+use super::{BLOCK, LogFile, ReadAt, Take};
+
+use crate::files::FileIdentity;
 
 /// How many files are read at once. The service writes to a renamed file until it opens the new one, so the present file and
 /// those before it are read on. A deleted one takes up its room on the disk until then.
@@ -58,10 +59,10 @@ impl Follow {
 
     /// A file that is missing is waited for: it is on its way.
     fn look_for_a_new_file(&mut self) {
-        let there = fs::metadata(&self.path).map(|metadata| FileId::of(&metadata));
-        let is_known = |id: &FileId| self.files.iter().any(|file| file.log.id == *id);
+        let there = FileIdentity::at(&self.path);
+        let is_known = |identity: &FileIdentity| self.files.iter().any(|file| file.log.identity == *identity);
         match there {
-            Ok(id) if is_known(&id) => self.is_barred = false,
+            Ok(identity) if is_known(&identity) => self.is_barred = false,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             _ => match LogFile::open(&self.path) {
                 Ok(Some(log)) => {

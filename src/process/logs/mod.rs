@@ -10,12 +10,14 @@ mod tail;
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use rust_i18n::t;
 use rustix::fs::OFlags;
+
+use crate::files::FileIdentity;
 
 pub(crate) use filter::{Filter, level_of};
 pub(crate) use follow::Follow;
@@ -38,21 +40,8 @@ pub(crate) trait ReadAt {
 pub(crate) struct LogFile {
     path: PathBuf,
     file: File,
-    id: FileId,
+    identity: FileIdentity,
     len: u64,
-}
-
-/// What a file is, whatever it is called. It stays its own for as long as the file is held open.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct FileId {
-    device: u64,
-    inode: u64,
-}
-
-impl FileId {
-    fn of(metadata: &Metadata) -> Self {
-        Self { device: metadata.dev(), inode: metadata.ino() }
-    }
 }
 
 impl LogFile {
@@ -60,9 +49,12 @@ impl LogFile {
     pub(crate) fn open(path: &Path) -> anyhow::Result<Option<Self>> {
         match Self::try_open(path) {
             Ok((_, metadata)) if !metadata.is_file() => bail!(t!("logs.no_regular_file", path = path.display())),
-            Ok((file, metadata)) => {
-                Ok(Some(Self { path: path.to_owned(), file, id: FileId::of(&metadata), len: metadata.len() }))
-            }
+            Ok((file, metadata)) => Ok(Some(Self {
+                path: path.to_owned(),
+                file,
+                identity: FileIdentity::of(&metadata),
+                len: metadata.len(),
+            })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).context(unreadable(path)),
         }

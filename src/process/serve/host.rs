@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -22,6 +22,7 @@ use crate::process::systemd;
 use crate::server::{Phase, Site};
 use crate::service::Service;
 use crate::store::Store;
+use crate::sync::lock;
 
 pub(super) struct Host {
     phase: watch::Sender<Phase>,
@@ -156,7 +157,7 @@ impl Host {
     }
 
     pub(super) fn seat(&self) -> MutexGuard<'_, Seat> {
-        self.seat.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.seat)
     }
 
     /// Obeys signals for as long as the process lives; a second one to end ends it at once.

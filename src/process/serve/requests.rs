@@ -1,5 +1,6 @@
 //! Answers to the commands of the manager.
 
+use std::future::pending;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,39 +8,29 @@ use std::time::Duration;
 use rust_i18n::t;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 
 use super::host::Host;
+use crate::net::acceptor::{Acceptor, Slots};
 use crate::process::control::{Answer, LINE_BYTES_MAX, Request, line, may_ask, send_with};
 use crate::process::exit::{Exit, exit_of};
 use crate::server::Phase;
 
 /// How many commands are answered at the same time; more wait.
-const CONNECTIONS_MAX: usize = 64;
+const CONNECTIONS_MAX: u32 = 64;
 /// How long it is until a restart that waits for another one looks again.
 const SHARED_PAUSE: Duration = Duration::from_millis(20);
-/// How long accepting pauses when the system has no descriptors for another connection.
-const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Answers commands for as long as the process lives.
 pub(super) async fn serve(host: Arc<Host>, listener: UnixListener) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut acceptor = Acceptor::new(listener, Slots::new(CONNECTIONS_MAX));
     loop {
-        let permit = Arc::clone(&permits).acquire_owned().await;
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let host = Arc::clone(&host);
-                tokio::spawn(async move {
-                    let _permit = permit;
-                    // Whoever asked may go away at any time.
-                    let _ = answer(&host, BufReader::new(stream)).await;
-                });
-            }
-            Err(error) => {
-                log::error!("{}", t!("log.no_control", error = error));
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
+        let (stream, slot) = acceptor.accept(pending).await;
+        let host = Arc::clone(&host);
+        tokio::spawn(async move {
+            let _slot = slot;
+            // Whoever asked may go away at any time.
+            let _ = answer(&host, BufReader::new(stream)).await;
+        });
     }
 }
 
@@ -94,7 +85,7 @@ async fn hand_over(host: &Host, mut stream: BufReader<UnixStream>) -> io::Result
             let _ = stream.read(&mut [0]).await;
             host.reach(Phase::Stopping);
             // It takes the end of this connection for our end, which is to come.
-            std::future::pending().await
+            pending().await
         }
         LastWord::None => {
             log::warn!("{}", t!("log.hand_over_failed"));

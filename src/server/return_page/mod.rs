@@ -13,18 +13,18 @@ mod tests;
 use std::time::Duration;
 
 use hyper::header::{
-    ACCEPT_LANGUAGE, CACHE_CONTROL, CONTENT_LANGUAGE, CONTENT_SECURITY_POLICY, HeaderName, HeaderValue,
-    REFERRER_POLICY, RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT_LANGUAGE, CONTENT_LANGUAGE, CONTENT_SECURITY_POLICY, HeaderName, HeaderValue, REFERRER_POLICY, RETRY_AFTER,
+    VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{HeaderMap, StatusCode};
 use tokio::time::timeout;
 
-use super::{Response, respond};
 use crate::channel::epay::Unverified;
 use crate::config::Current;
 use crate::domain::clock::Timestamp;
 use crate::domain::language::Language;
 use crate::domain::order::{Order, OrderStatus};
+use crate::net::response::{HTML, Response, respond_uncached};
 use crate::store::Store;
 use page::Page;
 pub(super) use question::Ask;
@@ -102,12 +102,11 @@ impl ReturnPage {
 
 /// The page with the headers that every such page has.
 fn finished(status: StatusCode, html: String, language: Language) -> Response {
-    let mut response = respond(status, "text/html; charset=utf-8", html);
-    let headers: [(HeaderName, HeaderValue); 6] = [
+    let mut response = respond_uncached(status, HTML, html);
+    let headers: [(HeaderName, HeaderValue); 5] = [
         (CONTENT_SECURITY_POLICY, page::POLICY.clone()),
         (CONTENT_LANGUAGE, HeaderValue::from_static(page::tag(language))),
         (VARY, HeaderValue::from_static("Accept-Language")),
-        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
         (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
         (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
     ];

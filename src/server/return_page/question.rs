@@ -1,10 +1,11 @@
 //! Orders whose buyers wait: the gateway may be asked whether they are paid, now and then.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::domain::order::{Order, OrderNo};
+use crate::sync::lock;
 
 /// Has an order's gateway asked whether it is paid. It returns at once: what comes of the question is found in the store.
 pub(crate) type Ask = Arc<dyn Fn(Order) + Send + Sync>;
@@ -34,7 +35,7 @@ impl Questions {
 
     fn is_due(&self, order_no: &OrderNo, now: Instant) -> bool {
         let is_recent = |at: &Instant| now.saturating_duration_since(*at) < PAUSE;
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asked = lock(&self.asked);
         if asked.get(order_no).is_some_and(is_recent) {
             return false;
         }

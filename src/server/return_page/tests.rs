@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http_body_util::BodyExt;
+use hyper::header::CACHE_CONTROL;
 
 use super::page::{SCRIPT, STYLE, source};
 use super::*;

@@ -14,12 +14,12 @@ use rusqlite::Connection;
 use rusqlite::backup::Backup;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::place::{Identity, Place, Standing, identity, with_ending};
+use super::place::{Place, Standing};
 use super::readers::{Readers, leave_files};
 use super::{Failure, OpenError, StoreError, schema};
 use crate::domain::clock::Timestamp;
 use crate::domain::language::Localized;
-use crate::files::{self, Audience};
+use crate::files::{self, Audience, FileIdentity, with_ending};
 use crate::logging::{self, log_text};
 use crate::store::FilesChanged;
 
@@ -187,7 +187,7 @@ impl Database {
 }
 
 /// Opens the database, which must be this very file.
-fn open_there(path: &Path, expected: Identity) -> Result<(Connection, Place), OpenError> {
+fn open_there(path: &Path, expected: FileIdentity) -> Result<(Connection, Place), OpenError> {
     let other = || OpenError::Failed(Failure::new(FilesChanged::Replaced(path.to_owned())));
     if !is_there(path, expected) {
         return Err(other());
@@ -200,12 +200,12 @@ fn open_there(path: &Path, expected: Identity) -> Result<(Connection, Place), Op
     Err(other())
 }
 
-fn is_there(path: &Path, expected: Identity) -> bool {
-    fs::metadata(path).is_ok_and(|metadata| identity(&metadata) == expected)
+fn is_there(path: &Path, expected: FileIdentity) -> bool {
+    FileIdentity::at(path).is_ok_and(|found| found == expected)
 }
 
 /// Writes all that is open here to a new file, which is there wholly or not at all, and replaces none.
-fn copy(connection: &Connection, target: &Path, mode: u32) -> Result<Identity, OpenError> {
+fn copy(connection: &Connection, target: &Path, mode: u32) -> Result<FileIdentity, OpenError> {
     let unfinished = with_ending(target, ".unfinished");
     let copied = create_alone(&unfinished)
         .map_err(failed)
@@ -225,7 +225,7 @@ fn create_alone(path: &Path) -> io::Result<()> {
 }
 
 /// Gives a copy its name and its permissions, durably.
-fn finish(unfinished: &Path, target: &Path, mode: u32) -> io::Result<Identity> {
+fn finish(unfinished: &Path, target: &Path, mode: u32) -> io::Result<FileIdentity> {
     fs::set_permissions(unfinished, Permissions::from_mode(mode))?;
     File::open(unfinished)?.sync_all()?;
     // Both fail where something is there, and there are file systems that know only one of them.
@@ -237,7 +237,7 @@ fn finish(unfinished: &Path, target: &Path, mode: u32) -> io::Result<Identity> {
     let copied = synced.and_then(|()| target.metadata()).inspect_err(|_| {
         let _ = fs::remove_file(target);
     })?;
-    Ok(identity(&copied))
+    Ok(FileIdentity::of(&copied))
 }
 
 fn copy_pages(connection: &Connection, target: &Path) -> Result<(), OpenError> {

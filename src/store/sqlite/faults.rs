@@ -11,12 +11,13 @@ use super::outbox::{self, Tidings};
 use super::schema::{self, SchemaRule};
 use super::settle::{self, Claimed};
 use super::steps::Steps;
-use super::{OpenError, QUEUE_MAX, Settle, Settlement, Sqlite, StoreError, blocking, lock};
+use super::{OpenError, QUEUE_MAX, Settle, Settlement, Sqlite, StoreError, blocking};
 use crate::config::DatabaseUrl;
 use crate::domain::ledger::EntryKind;
 use crate::domain::outcome::Outcome;
 use crate::domain::settlement::ClaimProof;
 use crate::store::{Engine, News, Store};
+use crate::sync::lock;
 
 /// What is done to the writer at one of its steps.
 pub(crate) enum Mishap {

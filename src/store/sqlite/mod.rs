@@ -3,7 +3,7 @@
 
 mod accounts;
 mod audit;
-#[doc(hidden)]
+#[cfg(feature = "benching")]
 pub(crate) mod bench;
 mod catalog;
 mod checkpoint;
@@ -30,7 +30,7 @@ mod write;
 mod writer;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use rusqlite::Connection;
@@ -41,6 +41,7 @@ use super::error::{AccountError, DecisionError, Failure, OpenError, StoreError, 
 use super::{Created, Creation, Opening, OrderFilter, Rejection, Settle, Settlement};
 use crate::domain::clock::Timestamp;
 use crate::domain::order::{Order, PayPage};
+use crate::sync::lock;
 use database::Database;
 use job::Job;
 use place::Place;
@@ -262,11 +263,6 @@ pub(super) async fn audit(path: PathBuf, progress: impl FnMut(u64, u64) + Send +
 /// The version of SQLite.
 pub(super) fn version() -> &'static str {
     rusqlite::version()
-}
-
-/// Locks a mutex that no panic can leave half-done.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

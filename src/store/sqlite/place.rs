@@ -3,32 +3,28 @@
 //! By path and inode alone, never by opening a file: closing it again would give up the locks that this process holds on it.
 //! An inode that is held open is not given to another file, so the same number is the same file.
 
-use std::ffi::OsString;
-use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::StoreError;
+use crate::files::{FileIdentity, with_ending};
 use crate::store::FilesChanged;
 
 /// Endings of the files that SQLite keeps beside a database.
 pub(super) const BESIDE: [&str; 3] = ["-wal", "-journal", "-shm"];
-
-/// Which file it is, whatever its name.
-pub(super) type Identity = (u64, u64);
 
 /// The files of a database, as they were when they were opened.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     /// As it is configured: a link in it can be turned to another directory.
     path: PathBuf,
-    pub(super) database: Identity,
+    pub(super) database: FileIdentity,
     /// Who may read and write it.
     pub(super) mode: u32,
     /// The write-ahead log and its index, which stand beside the file itself and not beside a link to it.
-    wal: (PathBuf, Identity),
-    index: (PathBuf, Identity),
+    wal: (PathBuf, FileIdentity),
+    index: (PathBuf, FileIdentity),
 }
 
 /// What stands where the files were opened.
@@ -62,11 +58,11 @@ impl Place {
         let database = path.metadata()?;
         let beside = |ending: &str| {
             let path = with_ending(&real, ending);
-            path.metadata().map(|metadata| (path, identity(&metadata)))
+            path.metadata().map(|metadata| (path, FileIdentity::of(&metadata)))
         };
         Ok(Self {
             path: path.to_owned(),
-            database: identity(&database),
+            database: FileIdentity::of(&database),
             mode: database.mode() & 0o777,
             wal: beside("-wal")?,
             index: beside("-shm")?,
@@ -108,24 +104,13 @@ impl Place {
     }
 }
 
-fn find(path: &Path, opened: Identity) -> Result<Found, (PathBuf, io::Error)> {
+fn find(path: &Path, opened: FileIdentity) -> Result<Found, (PathBuf, io::Error)> {
     match path.metadata() {
-        Ok(metadata) if identity(&metadata) == opened => Ok(Found::Same),
+        Ok(metadata) if FileIdentity::of(&metadata) == opened => Ok(Found::Same),
         Ok(metadata) => Ok(Found::Other { is_empty: metadata.len() == 0 }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Nothing),
         Err(error) => Err((path.to_owned(), error)),
     }
-}
-
-pub(super) fn identity(metadata: &Metadata) -> Identity {
-    (metadata.dev(), metadata.ino())
-}
-
-/// The path with more at its end.
-pub(super) fn with_ending(path: &Path, ending: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(ending);
-    name.into()
 }
 
 impl Standing {

@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use super::Rejection;
 use super::job::Job;
 use super::write::REJECTIONS_KEPT;
-use super::{Rejection, lock};
+use crate::sync::Monitor;
 
 /// How many jobs share a commit.
 const BATCH_JOBS_MAX: usize = 256;
@@ -19,8 +19,7 @@ const REJECTIONS_LINGER: Duration = Duration::from_millis(50);
 
 /// A bounded queue between any number of tasks and the one writer.
 pub(super) struct Queue {
-    waiting: Mutex<Waiting>,
-    changed: Condvar,
+    waiting: Monitor<Waiting>,
     jobs_max: usize,
     /// See [`crate::store::Store::make_room`].
     makes_room: AtomicBool,
@@ -32,8 +31,6 @@ struct Waiting {
     rejections: VecDeque<Rejection>,
     rejections_since: Option<Instant>,
     closed: bool,
-    /// The writer sleeps until it is woken: to wake it costs a system call, which is in vain while it writes.
-    asleep: bool,
 }
 
 /// What the writer does next.
@@ -58,7 +55,7 @@ pub(super) enum PushError {
 
 impl Queue {
     pub(super) fn new(jobs_max: usize) -> Self {
-        Self { waiting: Mutex::default(), changed: Condvar::new(), jobs_max, makes_room: AtomicBool::new(false) }
+        Self { waiting: Monitor::default(), jobs_max, makes_room: AtomicBool::new(false) }
     }
 
     pub(super) fn make_room(&self, yes: bool) {
@@ -70,7 +67,7 @@ impl Queue {
     }
 
     pub(super) fn push(&self, job: Job) -> Result<(), PushError> {
-        let mut waiting = lock(&self.waiting);
+        let mut waiting = self.waiting.lock();
         if waiting.closed {
             return Err(PushError::Closed);
         }
@@ -78,12 +75,12 @@ impl Queue {
             return Err(PushError::Full);
         }
         waiting.jobs.push_back(job);
-        self.wake(waiting);
+        waiting.notify();
         Ok(())
     }
 
     pub(super) fn push_rejection(&self, rejection: Rejection) {
-        let mut waiting = lock(&self.waiting);
+        let mut waiting = self.waiting.lock();
         if waiting.closed {
             return;
         }
@@ -93,32 +90,25 @@ impl Queue {
         }
         waiting.rejections_since.get_or_insert_with(Instant::now);
         waiting.rejections.push_back(rejection);
-        self.wake(waiting);
-    }
-
-    fn wake(&self, mut waiting: MutexGuard<'_, Waiting>) {
-        if std::mem::take(&mut waiting.asleep) {
-            drop(waiting);
-            self.changed.notify_one();
-        }
+        waiting.notify();
     }
 
     /// Whether a job waits.
     pub(super) fn has_jobs(&self) -> bool {
-        !lock(&self.waiting).jobs.is_empty()
+        !self.waiting.lock().jobs.is_empty()
     }
 
     /// Lets nothing more in; what is queued is still handed out.
     pub(super) fn close(&self) {
-        let mut waiting = lock(&self.waiting);
+        let mut waiting = self.waiting.lock();
         waiting.closed = true;
-        self.wake(waiting);
+        waiting.notify();
     }
 
     /// Waits for something to do: for `patience` at most, or for ever.
     pub(super) fn next(&self, patience: Option<Duration>) -> Next {
         let started = Instant::now();
-        let mut waiting = lock(&self.waiting);
+        let mut waiting = self.waiting.lock();
         loop {
             let ripe_in = waiting.rejections_since.map(|since| REJECTIONS_LINGER.saturating_sub(since.elapsed()));
             let rejections_ripe =
@@ -134,15 +124,7 @@ impl Queue {
                 return Next::Idle;
             }
             let wait = [ripe_in, patience_left].into_iter().flatten().min();
-            waiting.asleep = true;
-            waiting = match wait {
-                Some(wait) => {
-                    let result = self.changed.wait_timeout(waiting, wait);
-                    result.unwrap_or_else(std::sync::PoisonError::into_inner).0
-                }
-                None => self.changed.wait(waiting).unwrap_or_else(std::sync::PoisonError::into_inner),
-            };
-            waiting.asleep = false;
+            waiting = waiting.wait(wait);
         }
     }
 }

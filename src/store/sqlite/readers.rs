@@ -8,7 +8,8 @@ use rusqlite::config::DbConfig;
 use tokio::sync::Semaphore;
 
 use super::place::{Place, Standing};
-use super::{StoreError, lock, schema};
+use super::{StoreError, schema};
+use crate::sync::lock;
 
 /// How many connections read at the same time.
 const READERS_MAX: usize = 4;

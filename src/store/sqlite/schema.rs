@@ -11,8 +11,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::catalog::{self, Object};
 use super::checkpoint;
-use super::place::{BESIDE, Place, with_ending};
-use crate::files::{self, Audience};
+use super::place::{BESIDE, Place};
+use crate::files::{self, Audience, with_ending};
 use crate::logging::log_text;
 use crate::store::error::Failure;
 use crate::store::{OpenError, SchemaDifference};

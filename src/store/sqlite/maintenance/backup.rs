@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -12,11 +12,11 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tempfile::NamedTempFile;
 
 use super::audit::audit;
-use super::place::{BESIDE, with_ending};
+use super::place::BESIDE;
 use super::schema::SchemaRule;
 use super::{DatabaseFile, Failure, OpenError, StoreError, schema};
 use crate::domain::language::{Language, Localized, text};
-use crate::files::Audience;
+use crate::files::{Audience, FileIdentity, with_ending};
 use crate::store::audit::Audit;
 
 /// How many pages are copied before the progress is told.
@@ -159,7 +159,7 @@ fn back_up(
 
 /// Refuses the database itself, and what SQLite keeps beside it, by whatever name.
 pub(super) fn refuse_own_file(database: &Path, file: &Path) -> Result<(), BackupError> {
-    let id = |path: &Path| path.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
+    let id = |path: &Path| FileIdentity::at(path).ok();
     let own = [database.to_owned()].into_iter().chain(BESIDE.map(|suffix| with_ending(database, suffix)));
     for own in own {
         if file == own || id(&own).is_some_and(|own| id(file) == Some(own)) {

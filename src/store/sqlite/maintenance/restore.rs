@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::backup::{BackupError, Replica, blocking, io_at, is_damage, make_single, refuse_own_file, sync_directory};
-use super::place::{BESIDE, with_ending};
+use super::place::BESIDE;
 use super::schema::SchemaRule;
 use super::{DatabaseFile, OpenError, reconciliation, schema};
 use crate::domain::clock::Timestamp;
-use crate::files::{self, Audience};
+use crate::files::{self, Audience, FileIdentity, with_ending};
 use crate::store::audit::Audit;
 
 /// A copy that may take the database's place: on the same file system already, and audited.
@@ -123,7 +123,7 @@ fn remove_leftovers(database: &Path, is_damaged: bool) -> Result<Vec<PathBuf>, B
         let path = entry.map_err(io_at(directory))?.path();
         // One that has gone meanwhile is nobody's leftover any more.
         let Ok(file) = path.symlink_metadata() else { continue };
-        let is_second_name = (file.dev(), file.ino()) == (own.dev(), own.ino())
+        let is_second_name = FileIdentity::of(&file) == FileIdentity::of(&own)
             && path.as_os_str().as_encoded_bytes().starts_with(prefix.as_os_str().as_encoded_bytes());
         if is_second_name {
             // The log of a damaged database may have been moved already. It belongs to the database again.

@@ -1,0 +1,164 @@
+//! Token buckets: how often something may happen.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// So many tokens at once, and then one every `interval`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rate {
+    interval: Duration,
+    /// How long an empty bucket takes to be full.
+    filling_time: Duration,
+}
+
+impl Rate {
+    pub(crate) const fn new(burst: u32, interval: Duration) -> Self {
+        Self { interval, filling_time: interval.saturating_mul(burst) }
+    }
+
+    /// So many a minute; the bucket holds the tokens of `filling_time`, and one at least.
+    pub(crate) fn per_minute(count: u32, filling_time: Duration) -> Self {
+        let interval = Duration::from_mins(1) / count.max(1);
+        Self { interval, filling_time: filling_time.max(interval) }
+    }
+}
+
+/// A token bucket as the generic cell rate algorithm has it: the time when it is full again, and nothing else.
+///
+/// Times are measured from whatever origin its holder chooses. A new bucket is full.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TokenBucket {
+    full_at: Duration,
+}
+
+impl TokenBucket {
+    /// Takes a token, if there is one.
+    pub(crate) fn take(&mut self, rate: Rate, now: Duration) -> bool {
+        let full_in = self.full_in(rate, now) + rate.interval;
+        let taken = full_in <= rate.filling_time;
+        if taken {
+            self.full_at = now + full_in;
+        }
+        taken
+    }
+
+    /// How many tokens there are.
+    pub(crate) fn tokens(&mut self, rate: Rate, now: Duration) -> usize {
+        let filled = rate.filling_time.saturating_sub(self.full_in(rate, now));
+        usize::try_from(filled.as_nanos() / rate.interval.as_nanos()).unwrap_or(usize::MAX)
+    }
+
+    /// Takes a token that is there now or will be; when.
+    fn reserve(&mut self, rate: Rate, now: Duration) -> Duration {
+        self.full_at = self.full_at.max(now) + rate.interval;
+        self.full_at.saturating_sub(rate.filling_time).max(now)
+    }
+
+    pub(crate) fn is_full(self, now: Duration) -> bool {
+        self.full_at <= now
+    }
+
+    /// How long it is until the bucket is full: where the rate has changed since, not longer than from empty.
+    fn full_in(&mut self, rate: Rate, now: Duration) -> Duration {
+        self.full_at = self.full_at.min(now + rate.filling_time);
+        self.full_at.saturating_sub(now)
+    }
+}
+
+/// A token bucket that any number of tasks share without a lock.
+#[derive(Debug)]
+pub(crate) struct RateLimiter {
+    rate: Rate,
+    started: Instant,
+    /// The bucket, in nanoseconds after `started`.
+    full_at_ns: AtomicU64,
+}
+
+impl RateLimiter {
+    pub(crate) fn new(rate: Rate) -> Self {
+        Self { rate, started: Instant::now(), full_at_ns: AtomicU64::new(0) }
+    }
+
+    /// Takes a token, if there is one.
+    pub(crate) fn take(&self) -> bool {
+        self.take_at(self.started.elapsed())
+    }
+
+    fn take_at(&self, now: Duration) -> bool {
+        self.change(|bucket| bucket.take(self.rate, now))
+    }
+
+    /// Takes a token that is there now or will be; when.
+    pub(crate) fn reserve(&self) -> Instant {
+        let now = self.started.elapsed();
+        self.started + self.change(|bucket| bucket.reserve(self.rate, now))
+    }
+
+    fn change<T>(&self, change: impl Fn(&mut TokenBucket) -> T) -> T {
+        let mut before = self.full_at_ns.load(Ordering::Relaxed);
+        loop {
+            let mut bucket = TokenBucket { full_at: Duration::from_nanos(before) };
+            let result = change(&mut bucket);
+            let after = u64::try_from(bucket.full_at.as_nanos()).unwrap_or(u64::MAX);
+            if after == before {
+                return result;
+            }
+            match self.full_at_ns.compare_exchange_weak(before, after, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return result,
+                Err(now) => before = now,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn taken(count: usize, take: impl FnMut(usize) -> bool) -> usize {
+        (0..count).map(take).filter(|taken| *taken).count()
+    }
+
+    #[test]
+    fn a_bucket_has_its_burst_and_fills_up_again() {
+        let limiter = RateLimiter::new(Rate::new(50, 5 * S));
+        assert_eq!(taken(1000, |_| limiter.take_at(7 * S)), 50);
+        assert_eq!(taken(1000, |_| limiter.take_at(11 * S)), 0);
+        assert_eq!(taken(1000, |_| limiter.take_at(12 * S)), 1);
+        assert_eq!(taken(1000, |_| limiter.take_at(12 * S)), 0);
+        assert_eq!(taken(1000, |_| limiter.take_at(112 * S)), 20);
+        assert_eq!(taken(1000, |_| limiter.take_at(10_000 * S)), 50, "and never more");
+    }
+
+    #[test]
+    fn reserved_tokens_are_an_interval_apart_once_the_burst_is_used_up() {
+        let rate = Rate::new(2, 5 * S);
+        let mut bucket = TokenBucket::default();
+        let reserved = [7, 7, 7, 8, 100].map(|now| bucket.reserve(rate, now * S));
+        assert_eq!(reserved, [7, 7, 12, 17, 100].map(|at| at * S));
+    }
+
+    #[test]
+    fn a_rate_of_the_minute_fills_its_bucket_in_that_time() {
+        for (count, tokens) in [(600, 100), (60, 10), (20, 3), (6, 1), (1, 1), (0, 1)] {
+            let rate = Rate::per_minute(count, 10 * S);
+            let mut bucket = TokenBucket::default();
+            assert_eq!(bucket.tokens(rate, S), tokens, "{count}");
+            assert_eq!(taken(1000, |_| bucket.take(rate, S)), tokens, "{count}");
+            assert_eq!(bucket.tokens(rate, S), 0, "{count}");
+        }
+    }
+
+    #[test]
+    fn an_empty_bucket_fills_at_the_rate_that_is_in_force() {
+        let (slow, quick) = (Rate::per_minute(1, 10 * S), Rate::per_minute(600, 10 * S));
+        let mut bucket = TokenBucket::default();
+        assert!(bucket.take(slow, S) && !bucket.take(slow, S));
+        assert!(!bucket.take(quick, S));
+        assert_eq!(taken(1000, |_| bucket.take(quick, 2 * S)), 10);
+    }
+}
