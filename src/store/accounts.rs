@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{AccountError, Engine, Store, StoreError};
+use super::{AccountError, Store, StoreError};
 use crate::domain::clock::Timestamp;
 use crate::domain::ledger::EntryKind;
 use crate::domain::order::User;
@@ -73,36 +73,26 @@ pub struct LedgerEntry {
 impl Store {
     /// Changes a user's balance by a person's decision.
     pub async fn grant(&self, grant: Grant) -> Result<User, AccountError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.grant(grant).await,
-        }
+        on_engine!(self, engine => engine.grant(grant).await)
     }
 
     /// Changes a user's balance at the bot's request, once.
     pub(crate) async fn grant_once(&self, grant: Grant, idempotency: Idempotency) -> Result<Booked, AccountError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.grant_once(grant, idempotency).await,
-        }
+        on_engine!(self, engine => engine.grant_once(grant, idempotency).await)
     }
 
     /// Takes credits off a user's balance at the bot's request, once, and never more than there are.
     pub(crate) async fn spend(&self, spend: Spend) -> Result<Booked, AccountError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.spend(spend).await,
-        }
+        on_engine!(self, engine => engine.spend(spend).await)
     }
 
     /// A user with their credits.
     pub async fn user(&self, telegram_id: i64) -> Result<Option<User>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.user(telegram_id).await,
-        }
+        on_engine!(self, engine => engine.user(telegram_id).await)
     }
 
     /// The newest changes of a user's balance.
     pub async fn ledger(&self, telegram_id: i64, limit: u32) -> Result<Vec<LedgerEntry>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.ledger(telegram_id, limit).await,
-        }
+        on_engine!(self, engine => engine.ledger(telegram_id, limit).await)
     }
 }

@@ -3,7 +3,7 @@
 //! A refund is written down before the gateway is asked, because the answer may never come: `requested` says that it may have
 //! been asked, and only `done` moves credits, in the transaction that says so.
 
-use super::{DecisionError, Engine, Store, StoreError};
+use super::{DecisionError, Store, StoreError};
 use crate::domain::clock::Timestamp;
 use crate::domain::decisions::{PaymentOfDecision, RefundState};
 use crate::domain::order::Order;
@@ -41,9 +41,7 @@ impl Store {
         wish: ByHand,
         even_if_spent: bool,
     ) -> Result<(Refund, bool), DecisionError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.begin_refund(wish, even_if_spent).await,
-        }
+        on_engine!(self, engine => engine.begin_refund(wish, even_if_spent).await)
     }
 
     /// Notes the gateway's answer to a refund that is not done by it.
@@ -54,9 +52,7 @@ impl Store {
         answer: String,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.refund_answered(order_no, state, answer, now).await,
-        }
+        on_engine!(self, engine => engine.refund_answered(order_no, state, answer, now).await)
     }
 
     /// Takes the credits back and marks the order refunded, once; the order after it.
@@ -67,16 +63,12 @@ impl Store {
         proved: bool,
         now: Timestamp,
     ) -> Result<Order, DecisionError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.finish_refund(order_no, answer, proved, self.tells_bot(), now).await,
-        }
+        on_engine!(self, engine => engine.finish_refund(order_no, answer, proved, self.tells_bot(), now).await)
     }
 
     /// The refund of an order, if one was ever wanted.
     pub(crate) async fn refund(&self, order_no: &str) -> Result<Option<Refund>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.refund(order_no.to_owned()).await,
-        }
+        on_engine!(self, engine => engine.refund(order_no.to_owned()).await)
     }
 
     /// Settles an order by a person's decision: as paid by the one proved payment that waits, if any. Others become `paid_again`.
@@ -85,9 +77,7 @@ impl Store {
         decision: ByHand,
         payment: PaymentOfDecision,
     ) -> Result<Order, DecisionError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.settle_by_hand(decision, payment, self.tells_bot()).await,
-        }
+        on_engine!(self, engine => engine.settle_by_hand(decision, payment, self.tells_bot()).await)
     }
 
     /// Notes that a person has taken care of payments beyond the one that settled an order: of `trade_no`, else of all. Which.
@@ -96,15 +86,11 @@ impl Store {
         decision: ByHand,
         trade_no: Option<String>,
     ) -> Result<Vec<String>, DecisionError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.acknowledge(decision, trade_no).await,
-        }
+        on_engine!(self, engine => engine.acknowledge(decision, trade_no).await)
     }
 
     /// Calls an unpaid order off by a person's decision.
     pub(crate) async fn cancel(&self, decision: ByHand) -> Result<Order, DecisionError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.cancel(decision).await,
-        }
+        on_engine!(self, engine => engine.cancel(decision).await)
     }
 }

@@ -1,6 +1,6 @@
 //! Values that the service remembers over a restart, and the receipts that the operator has to hear of.
 
-use super::{Engine, Store, StoreError};
+use super::{Store, StoreError};
 use crate::domain::money::Amount;
 use crate::domain::outcome::Outcome;
 use crate::domain::settlement::Alert;
@@ -51,29 +51,21 @@ pub(crate) struct Trouble {
 impl Store {
     /// The value that is remembered under this name.
     pub(crate) async fn recall(&self, name: &'static str) -> Result<Option<String>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.recall(name).await,
-        }
+        on_engine!(self, engine => engine.recall(name).await)
     }
 
     /// Remembers a value under a name; none to forget it.
     pub(crate) async fn remember(&self, name: &'static str, value: Option<String>) -> Result<(), StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.remember(name, value).await,
-        }
+        on_engine!(self, engine => engine.remember(name, value).await)
     }
 
     /// The number of the newest receipt.
     pub(crate) async fn newest_receipt(&self) -> Result<i64, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.newest_receipt().await,
-        }
+        on_engine!(self, engine => engine.newest_receipt().await)
     }
 
     /// The trouble among the receipts after number `after` up to number `until`.
     pub(crate) async fn trouble(&self, after: i64, until: i64) -> Result<Vec<Trouble>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.trouble(after, until).await,
-        }
+        on_engine!(self, engine => engine.trouble(after, until).await)
     }
 }

@@ -4,6 +4,15 @@
 //! the rules of what may be written are pure functions in [`crate::domain`], which all engines share. Nothing is answered before its
 //! commit is on disk. Times and numbers come from the caller.
 
+/// Calls the engine that a store has: each engine has a method of the same name.
+macro_rules! on_engine {
+    ($store:expr, $engine:ident => $call:expr) => {
+        match &$store.engine {
+            $crate::store::Engine::Sqlite($engine) => $call,
+        }
+    };
+}
+
 mod accounts;
 pub(crate) mod audit;
 mod decisions;
@@ -99,38 +108,28 @@ impl Store {
 
     /// Goes through the writer and back, as a settlement would.
     pub async fn probe(&self) -> Result<(), StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.probe().await,
-        }
+        on_engine!(self, engine => engine.probe().await)
     }
 
     /// The wall clock was set back by so many milliseconds and says `now`: nothing is due later for that.
     pub(crate) async fn clock_was_set_back(&self, by_ms: i64, now: Timestamp) -> Result<(), StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.clock_was_set_back(by_ms, now).await,
-        }
+        on_engine!(self, engine => engine.clock_was_set_back(by_ms, now).await)
     }
 
     /// From now on, or no longer, leaves the database free for a moment after each commit, so that another process which has as
     /// much to write gets its turn: SQLite has no queue for those who wait.
     pub(crate) fn make_room(&self, yes: bool) {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.make_room(yes),
-        }
+        on_engine!(self, engine => engine.make_room(yes));
     }
 
     /// Comes back when the writer has ended; before [`Store::close`], that is a fault.
     pub async fn writer_ended(&self) {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.writer_ended().await,
-        }
+        on_engine!(self, engine => engine.writer_ended().await);
     }
 
     /// Finishes the queued jobs and closes the database.
     pub async fn close(self) -> Result<(), StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.close().await,
-        }
+        on_engine!(self, engine => engine.close().await)
     }
 
     /// The version of the database engine.

@@ -1,6 +1,6 @@
 //! Orders: created, listed, and told where they can be paid.
 
-use super::{AccountError, Engine, Idempotency, Store, StoreError};
+use super::{AccountError, Idempotency, Store, StoreError};
 use crate::domain::clock::Timestamp;
 use crate::domain::language::Language;
 use crate::domain::order::{NewOrder, Order, OrderStatus, PayPage};
@@ -49,29 +49,21 @@ pub struct OrderFilter {
 impl Store {
     /// Creates an order, and its user where it is their first.
     pub async fn create_order(&self, creation: impl Into<Creation>) -> Result<Created, AccountError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.create_order(creation.into()).await,
-        }
+        on_engine!(self, engine => engine.create_order(creation.into()).await)
     }
 
     /// Notes where an order can be paid.
     pub(crate) async fn set_pay_page(&self, order_no: String, page: PayPage) -> Result<(), StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.set_pay_page(order_no, page).await,
-        }
+        on_engine!(self, engine => engine.set_pay_page(order_no, page).await)
     }
 
     /// The order of this number.
     pub async fn order(&self, order_no: &str) -> Result<Option<Order>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.order(order_no.to_owned()).await,
-        }
+        on_engine!(self, engine => engine.order(order_no.to_owned()).await)
     }
 
     /// The newest orders that fit the filter.
     pub async fn orders(&self, filter: OrderFilter) -> Result<Vec<Order>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.orders(filter).await,
-        }
+        on_engine!(self, engine => engine.orders(filter).await)
     }
 }

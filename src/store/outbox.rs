@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Engine, Store, StoreError};
+use super::{Store, StoreError};
 use crate::domain::clock::Timestamp;
 use crate::domain::language::Language;
 use crate::domain::named::named_enum;
@@ -109,30 +109,22 @@ impl Store {
         lease: Duration,
         limit: u32,
     ) -> Result<Vec<Delivery>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.claim_due(channel, now, lease, limit).await,
-        }
+        on_engine!(self, engine => engine.claim_due(channel, now, lease, limit).await)
     }
 
     /// When the next row of this channel has its time.
     pub(crate) async fn next_due(&self, channel: Channel) -> Result<Option<Timestamp>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.next_due(channel).await,
-        }
+        on_engine!(self, engine => engine.next_due(channel).await)
     }
 
     /// Comes back when something may have come into the outbox from this process.
     pub(crate) fn outbox_growth(&self) -> tokio::sync::watch::Receiver<()> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.outbox_growth(),
-        }
+        on_engine!(self, engine => engine.outbox_growth())
     }
 
     /// Notes the result of an attempt.
     pub(crate) async fn attempted(&self, id: i64, attempt: Attempt, now: Timestamp) -> Result<(), StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.attempted(id, attempt, now).await,
-        }
+        on_engine!(self, engine => engine.attempted(id, attempt, now).await)
     }
 
     /// Gives up rows that are due and have had their time since before `until`; how many.
@@ -143,9 +135,7 @@ impl Store {
         error: String,
         now: Timestamp,
     ) -> Result<usize, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.give_up_older(channel, until, error, now).await,
-        }
+        on_engine!(self, engine => engine.give_up_older(channel, until, error, now).await)
     }
 
     /// The newest rows that fit the filter.
@@ -155,9 +145,7 @@ impl Store {
         filter: DeliveryFilter,
         limit: u32,
     ) -> Result<Vec<Delivery>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.deliveries(channel, filter, limit).await,
-        }
+        on_engine!(self, engine => engine.deliveries(channel, filter, limit).await)
     }
 
     /// Makes rows due now, whatever became of them, with all attempts before them; how many.
@@ -167,15 +155,11 @@ impl Store {
         filter: DeliveryFilter,
         now: Timestamp,
     ) -> Result<usize, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.deliver_again(channel, filter, now).await,
-        }
+        on_engine!(self, engine => engine.deliver_again(channel, filter, now).await)
     }
 
     /// Puts events into the outbox for news from before the bot had a URL; how many.
     pub(crate) async fn add_missing_events(&self, since: Timestamp, now: Timestamp) -> Result<usize, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.add_missing_events(since, now).await,
-        }
+        on_engine!(self, engine => engine.add_missing_events(since, now).await)
     }
 }

@@ -1,6 +1,6 @@
 //! Questions to gateways: which orders are due to be asked about, and the answers.
 
-use super::{Engine, Store, StoreError};
+use super::{Store, StoreError};
 use crate::domain::clock::Timestamp;
 use crate::domain::named::named_enum;
 use crate::domain::order::{Hold, Order};
@@ -55,9 +55,7 @@ impl Store {
         now: Timestamp,
         limit: u32,
     ) -> Result<Vec<Question>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.due_questions(merchant, now, limit).await,
-        }
+        on_engine!(self, engine => engine.due_questions(merchant, now, limit).await)
     }
 
     /// Sets the time of the next question about an order, after `step` times of the schedule; none for no more of them.
@@ -67,30 +65,22 @@ impl Store {
         step: u32,
         next: Option<Timestamp>,
     ) -> Result<(), StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.schedule_question(order_no, step, next).await,
-        }
+        on_engine!(self, engine => engine.schedule_question(order_no, step, next).await)
     }
 
     /// Has an order asked about soon, because of a notification that proves nothing by itself.
     pub(crate) async fn ask_soon(&self, order_no: String, merchant: String, now: Timestamp) -> Result<(), StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.ask_soon(order_no, merchant, now).await,
-        }
+        on_engine!(self, engine => engine.ask_soon(order_no, merchant, now).await)
     }
 
     /// Whether a signature proves a payment of the order that still needs the gateway's own word.
     pub(crate) async fn awaits_word(&self, order_no: String) -> Result<bool, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.awaits_word(order_no).await,
-        }
+        on_engine!(self, engine => engine.awaits_word(order_no).await)
     }
 
     /// Keeps an answer; an unpaid order is on hold from then on where the answer says so.
     pub(crate) async fn keep_answer(&self, answered: Answered) -> Result<(), StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.keep_answer(answered).await,
-        }
+        on_engine!(self, engine => engine.keep_answer(answered).await)
     }
 
     /// The unpaid orders that were created at `since` or later, the oldest first, after the one of this number.
@@ -100,15 +90,11 @@ impl Store {
         after: Option<String>,
         limit: u32,
     ) -> Result<Vec<Order>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.unpaid_orders(since, after, limit).await,
-        }
+        on_engine!(self, engine => engine.unpaid_orders(since, after, limit).await)
     }
 
     /// How many orders [`Store::unpaid_orders`] has in all.
     pub(crate) async fn count_unpaid_orders(&self, since: Timestamp) -> Result<u32, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.count_unpaid_orders(since).await,
-        }
+        on_engine!(self, engine => engine.count_unpaid_orders(since).await)
     }
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Engine, Store, StoreError};
+use super::{Store, StoreError};
 use crate::domain::clock::Timestamp;
 use crate::domain::money::Amount;
 use crate::domain::order::SettledBy;
@@ -76,15 +76,11 @@ pub(crate) struct Rejection {
 impl Store {
     /// Settles an order by a proven source's claim, once, and keeps the receipt. This is the one way to credit an order.
     pub async fn settle(&self, settle: impl Into<Arc<Settle>>) -> Result<Settlement, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.settle(settle.into(), self.tells_bot()).await,
-        }
+        on_engine!(self, engine => engine.settle(settle.into(), self.tells_bot()).await)
     }
 
     /// Keeps a notification that proved nothing, when there is time for it; never waits.
     pub(crate) fn reject(&self, rejection: Rejection) {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.reject(rejection),
-        }
+        on_engine!(self, engine => engine.reject(rejection));
     }
 }

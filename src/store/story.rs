@@ -1,6 +1,6 @@
 //! Everything that is kept about one order: the answer to a buyer's "I paid and got nothing".
 
-use super::{Channel, Delivery, Engine, LedgerEntry, Refund, Store, StoreError};
+use super::{Channel, Delivery, LedgerEntry, Refund, Store, StoreError};
 use crate::domain::clock::Timestamp;
 use crate::domain::order::{Order, SettledBy};
 use crate::domain::outcome::ReceiptOutcome;
@@ -73,8 +73,6 @@ impl Store {
     /// The stories that belong to a number: of the order that has it, else of the orders that were settled by a payment of this
     /// number, else of the notifications about it without any such order. None where nothing is known.
     pub(crate) async fn stories(&self, number: String) -> Result<Vec<Story>, StoreError> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.stories(number).await,
-        }
+        on_engine!(self, engine => engine.stories(number).await)
     }
 }

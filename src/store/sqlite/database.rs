@@ -11,12 +11,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use rusqlite::backup::Backup;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::place::{Place, Standing};
 use super::readers::{Readers, leave_files};
-use super::{Failure, OpenError, StoreError, schema};
+use super::{Failure, OpenError, StoreError, copy, schema};
 use crate::domain::clock::Timestamp;
 use crate::domain::language::Localized;
 use crate::files::{self, Audience, FileIdentity, with_ending};
@@ -134,7 +133,7 @@ impl Database {
         let connection = self.connection.as_ref().ok_or_else(closed)?;
         let path = self.place.path().to_owned();
         let mut reading = self.readers.stop();
-        let written = copy(connection, &path, self.place.mode)?;
+        let written = copy_durably(connection, &path, self.place.mode)?;
         let removed = self.place.remove_log().map_err(failed);
         let (connection, place) = removed.and_then(|()| open_there(&path, written)).inspect_err(|error| {
             // Or it would stand in its own place as another file the next time. One that this program refuses for its schema does so
@@ -180,7 +179,7 @@ impl Database {
         let connection = self.connection.as_ref().ok_or_else(closed)?;
         let time = Timestamp::now().to_string().replace(['-', ':'], "");
         let rescued = with_ending(self.place.path(), &format!(".rescued-{time}"));
-        copy(connection, &rescued, self.place.mode)?;
+        copy_durably(connection, &rescued, self.place.mode)?;
         log::error!(target: TARGET, "{}", log_text!("log.place_rescued", rescued = rescued.display()));
         Ok(rescued)
     }
@@ -205,11 +204,11 @@ fn is_there(path: &Path, expected: FileIdentity) -> bool {
 }
 
 /// Writes all that is open here to a new file, which is there wholly or not at all, and replaces none.
-fn copy(connection: &Connection, target: &Path, mode: u32) -> Result<FileIdentity, OpenError> {
+fn copy_durably(connection: &Connection, target: &Path, mode: u32) -> Result<FileIdentity, OpenError> {
     let unfinished = with_ending(target, ".unfinished");
     let copied = create_alone(&unfinished)
         .map_err(failed)
-        .and_then(|()| copy_pages(connection, &unfinished))
+        .and_then(|()| copy::copy(connection, &unfinished, COPY_PAGES, |_| Ok(())))
         .and_then(|()| finish(&unfinished, target, mode).map_err(failed));
     let _ = remove_if_there(&unfinished);
     copied
@@ -238,14 +237,6 @@ fn finish(unfinished: &Path, target: &Path, mode: u32) -> io::Result<FileIdentit
         let _ = fs::remove_file(target);
     })?;
     Ok(FileIdentity::of(&copied))
-}
-
-fn copy_pages(connection: &Connection, target: &Path) -> Result<(), OpenError> {
-    let mut copy = Connection::open(target)?;
-    // A copy that fails is thrown away.
-    copy.pragma_update(None, "journal_mode", "OFF")?;
-    Backup::new(connection, &mut copy)?.run_to_completion(COPY_PAGES, Duration::ZERO, None)?;
-    copy.close().map_err(|(_, error)| error.into())
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {

@@ -7,6 +7,7 @@ mod audit;
 pub(crate) mod bench;
 mod catalog;
 mod checkpoint;
+mod copy;
 mod database;
 mod decisions;
 #[cfg(test)]

@@ -7,11 +7,11 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tempfile::NamedTempFile;
 
 use super::audit::audit;
+use super::copy::{self, Progress};
 use super::place::BESIDE;
 use super::schema::SchemaRule;
 use super::{DatabaseFile, Failure, OpenError, StoreError, schema};
@@ -177,31 +177,20 @@ fn copy(
     // The whole copy is of this one snapshot. Without it each step would see what was committed last, and begin anew.
     let snapshot = source.unchecked_transaction()?;
     snapshot.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
-    let mut target = Connection::open(part.path())?;
-    // It is thrown away if it does not get complete.
-    target.query_row("PRAGMA journal_mode = OFF", [], |_| Ok(()))?;
-    target.pragma_update(None, "synchronous", "OFF")?;
-    let backup = Backup::new(&snapshot, &mut target)?;
-    for steps in 1_u64.. {
-        match backup.step(PAGES_PER_STEP)? {
-            StepResult::Done => break,
-            StepResult::More => {}
-            _ => return Err(OpenError::Failed(Failure::new("database is locked")).into()),
-        }
-        let pages = backup.progress();
-        let count = |pages: i32| u64::try_from(pages).unwrap_or_default();
-        if progress(count(pages.pagecount - pages.remaining), count(pages.pagecount)).is_break() {
+    let mut steps = 0_u64;
+    copy::copy(&snapshot, part.path(), PAGES_PER_STEP, |Progress { done, all }| {
+        if progress(done, all).is_break() {
             return Err(BackupError::Interrupted);
         }
+        steps += 1;
         if steps.is_multiple_of(STEPS_PER_SYNC) {
             let started = Instant::now();
             part.as_file().sync_data().map_err(io_at(part.path()))?;
             // Payments have to wait for the same disk.
             std::thread::sleep(started.elapsed());
         }
-    }
-    drop(backup);
-    target.close().map_err(|(_, error)| error)?;
+        Ok(())
+    })?;
     make_single(part.path())?;
     Ok(())
 }
