@@ -2,6 +2,7 @@
 
 pub(crate) mod clock;
 pub(crate) mod decisions;
+pub(crate) mod failure;
 pub(crate) mod language;
 pub(crate) mod ledger;
 pub(crate) mod money;
