@@ -4,10 +4,8 @@
 //! of them, under `help` and the path of commands, such as `help.orders.create.telegram_id`; `about` is the command itself,
 //! and `after_help` what stands below the options of some.
 
+use crate::domain::language::{Language, text};
 use clap::Command;
-use rust_i18n::t;
-
-use crate::domain::language::Language;
 
 /// What stands above, between and below the texts of a page of help; clap's own template has English words in it.
 const TEMPLATE: &str = "{about-with-newline}\n用法：{usage}\n\n{all-args}{after-help}";
@@ -53,7 +51,7 @@ fn text(path: &str, name: &str) -> String {
         "config" | "json" | "help" | "version" => format!("help.options.{name}"),
         name => format!("{path}.{name}"),
     };
-    t!(key, locale = Language::Chinese.name()).into_owned()
+    text!(Language::Chinese, key, locale = Language::Chinese.name()).into_owned()
 }
 
 #[cfg(test)]

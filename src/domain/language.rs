@@ -36,7 +36,7 @@ macro_rules! text {
         ::rust_i18n::t!(
             $key,
             locale = language.name()
-            $(, $placeholder = $crate::domain::language::Value(&$value).shown(language))*
+            $(, $placeholder = $crate::domain::language::Value(&($value)).shown(language))*
         )
     }};
 }
@@ -81,6 +81,16 @@ impl LocalizedText {
     pub(crate) fn new(key: &'static str, text_in: impl Fn(Language) -> String) -> Self {
         Self { key, texts: Language::ALL.iter().map(|&language| text_in(language)).collect() }
     }
+
+    /// A peer's words, which read the same in every language.
+    pub(crate) fn verbatim(code: &'static str, words: &str) -> Self {
+        Self::new(code, |_| words.to_owned())
+    }
+
+    /// The texts of a value that is [`Localized`] itself, under a code of their own.
+    pub(crate) fn of(code: &'static str, value: &impl Localized) -> Self {
+        Self::new(code, |language| value.text(language))
+    }
 }
 
 impl Localized for LocalizedText {
@@ -107,11 +117,6 @@ macro_rules! localized {
 pub(crate) use localized;
 
 impl Language {
-    /// Makes this the language of all texts of this process: there is one for all services in it.
-    pub(crate) fn activate(self) {
-        rust_i18n::set_locale(self.name());
-    }
-
     /// The language of a tag such as Telegram's `language_code` or one from `Accept-Language`: `zh-hans`, `en_GB`; `None` for
     /// languages that there are no texts in.
     pub fn of_tag(tag: &str) -> Option<Self> {

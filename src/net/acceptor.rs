@@ -1,12 +1,12 @@
 //! The accept loop of every listener: it outlives errors, and keeps to a number of connections.
 
+use crate::domain::log_text::log_text;
 use std::io;
 use std::iter;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rust_i18n::t;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
@@ -162,7 +162,7 @@ impl<L: Listener> Acceptor<L> {
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
                     if self.failures.take() {
-                        log::error!("{}", t!("log.accept_failed", error = error));
+                        log::error!("{}", log_text!("log.accept_failed", error = error));
                     }
                     sleep(FAILURE_PAUSE).await;
                 }

@@ -1,5 +1,6 @@
 //! What systemd is told, and what it gives: nothing of it where it did not start the process.
 
+use crate::logging::log_text;
 use std::ffi::OsStr;
 use std::io;
 use std::net::TcpListener;
@@ -12,7 +13,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use listenfd::ListenFd;
-use rust_i18n::t;
 use rustix::net::sockopt::socket_acceptconn;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -98,6 +98,6 @@ fn notify(message: &str) {
     if let Err(error) = send()
         && !HAS_FAILED.swap(true, Ordering::Relaxed)
     {
-        log::warn!("{}", t!("log.notify_failed", socket = name.display(), error = error));
+        log::warn!("{}", log_text!("log.notify_failed", socket = name.display(), error = error));
     }
 }
