@@ -217,6 +217,7 @@ fn what_only_one_module_may_name() {
         ("daemonize", &["process"]),
         // A text is in the language that is given for it, never in one of the process.
         ("set_locale", &[]),
+        ("set_language", &["domain", "logging"]),
         ("process::exit(", &["cli", "process"]),
         ("println!", &[]),
     ] {

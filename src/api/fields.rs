@@ -1,6 +1,5 @@
 //! The fields of a request's body, taken one by one: whatever is wrong with one is told by its name.
 
-use crate::domain::language::{LocalizedText, localized};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -9,6 +8,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
 use super::problem::Problem;
+use crate::domain::language::{LocalizedText, localized};
 
 /// The fields of one JSON object. A field of `null` is one that is not there.
 #[derive(Debug)]

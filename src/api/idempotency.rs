@@ -1,11 +1,11 @@
 //! Requests that may be repeated: the bot's key for each, and our fingerprint of what it asks for.
 
-use crate::domain::language::localized;
 use hyper::HeaderMap;
 use ring::digest::{Context, SHA256};
 use serde::Serialize;
 
 use super::problem::Problem;
+use crate::domain::language::localized;
 
 const HEADER: &str = "idempotency-key";
 /// How long a key may be.

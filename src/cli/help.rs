@@ -4,8 +4,9 @@
 //! of them, under `help` and the path of commands, such as `help.orders.create.telegram_id`; `about` is the command itself,
 //! and `after_help` what stands below the options of some.
 
-use crate::domain::language::{Language, text};
 use clap::Command;
+
+use crate::domain::language::{Language, text};
 
 /// What stands above, between and below the texts of a page of help; clap's own template has English words in it.
 const TEMPLATE: &str = "{about-with-newline}\n用法：{usage}\n\n{all-args}{after-help}";

@@ -1,12 +1,12 @@
 //! The configuration as a person writes it: the tables and keys of the file, before anything is checked.
 
-use crate::domain::language::{Language, localized};
 use std::path::Path;
 
 use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::{Essentials, Finding};
+use crate::domain::language::{Language, localized};
 
 /// How many broken lines are looked past: a file with more of them is none of ours.
 const BROKEN_LINES_MAX: usize = 100;

@@ -1,6 +1,5 @@
 //! The accept loop of every listener: it outlives errors, and keeps to a number of connections.
 
-use crate::domain::log_text::log_text;
 use std::io;
 use std::iter;
 use std::net::SocketAddr;
@@ -13,6 +12,7 @@ use tokio::time::sleep;
 use tokio_util::either::Either;
 
 use super::rate_limit::{Rate, RateLimiter};
+use crate::domain::log_text::log_text;
 
 /// How long accepting pauses when the system has no descriptors or memory for another connection.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);

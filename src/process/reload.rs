@@ -1,7 +1,5 @@
 //! Having the service read its configuration again.
 
-use crate::domain::failure::OrFailure;
-use crate::domain::language::localized;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,6 +7,8 @@ use anyhow::bail;
 
 use super::control::{Answer, LOOK_AGAIN_AFTER, Request, ask, has_gone};
 use super::pid_file::{Found, Riddle, look};
+use crate::domain::failure::OrFailure;
+use crate::domain::language::localized;
 
 /// How long a reload may take; opening the log file anew waits for what is queued.
 const TIMEOUT: Duration = Duration::from_secs(15);

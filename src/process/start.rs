@@ -1,7 +1,5 @@
 //! Starting a service as a daemon, beside nobody or in the place of one that runs.
 
-use crate::domain::failure::{OrFailure, failure};
-use crate::domain::language::{Language, Localized, LocalizedText, localized};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -15,6 +13,8 @@ use super::pid_file::{Found, Record, Riddle, look};
 use super::pidfd::Process;
 use super::readiness::{self, Heard, Word};
 use super::systemd;
+use crate::domain::failure::{OrFailure, failure};
+use crate::domain::language::{Language, Localized, LocalizedText, localized};
 
 /// How long a service that did not become ready has to end before it is killed.
 const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(2);

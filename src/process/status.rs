@@ -1,11 +1,11 @@
 //! Whether the service runs, and how it is.
 
-use crate::domain::language::LocalizedText;
 use std::path::Path;
 
 use super::health::{self, Health};
 use super::pid_file::{Found, Record, look};
 use super::pidfd::Vitals;
+use crate::domain::language::LocalizedText;
 
 /// What a look at the service found.
 pub(crate) enum Status {

@@ -1,13 +1,13 @@
 //! Stopping the service.
 
-use crate::domain::failure::OrFailure;
-use crate::domain::language::localized;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::control::{Answer, Request, ask};
 use super::pid_file::{Found, Record, Riddle, look};
 use super::pidfd::Process;
+use crate::domain::failure::OrFailure;
+use crate::domain::language::localized;
 
 /// How long it may take to answer: one that hangs is to be ended all the same.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);

@@ -1,6 +1,5 @@
 //! What systemd is told, and what it gives: nothing of it where it did not start the process.
 
-use crate::logging::log_text;
 use std::ffi::OsStr;
 use std::io;
 use std::net::TcpListener;
@@ -17,6 +16,7 @@ use rustix::net::sockopt::socket_acceptconn;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::pidfd::systemd_unit_of_own;
+use crate::logging::log_text;
 
 /// Whether systemd runs this machine, as `sd_booted(3)` tells.
 pub(crate) fn runs() -> bool {
