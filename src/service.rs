@@ -5,8 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
-use rust_i18n::t;
+use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -16,7 +15,10 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{Api, Bound, Listening};
 use crate::config::{self, Config, Current};
 use crate::domain::clock::{SetBack, Timestamp};
+use crate::domain::failure::{OrFailure, failure};
+use crate::domain::language::{Localized, localized};
 use crate::domain::notices::Notices;
+use crate::logging::{self, log_text};
 use crate::net::client::Client;
 use crate::outbox::telegram::Sender;
 use crate::outbox::{self, Buyers, Events, tell_admin};
@@ -74,20 +76,19 @@ pub struct Service {
 }
 
 impl Service {
-    /// Opens the store; creates the database where there is none. The configured language becomes that of the process.
+    /// Opens the store; creates the database where there is none.
     pub async fn open(config: Config) -> anyhow::Result<Self> {
-        config.language.activate();
         let api_address = config.api.as_ref().map(bind_api).transpose()?;
         let store = Store::open(&config, Opening::Create).await?;
         match DatabaseFile::of(&config.database.url).remove_leftovers().await {
             Ok(removed) => removed.iter().for_each(|path| {
-                log::warn!(target: "webhookctl::store", "{}", t!("backup.leftover_removed", path = path.display()));
+                log::warn!(target: "webhookctl::store", "{}", log_text!("backup.leftover_removed", path = path.display()));
             }),
             // A leftover does no harm to the running service.
-            Err(error) => log::warn!(target: "webhookctl::store", "{error}"),
+            Err(error) => log::warn!(target: "webhookctl::store", "{}", error.text(logging::language())),
         }
-        log::info!(target: "webhookctl::store", "{}", t!("log.store_ready"));
-        log::info!("{}", t!("log.service_ready"));
+        log::info!(target: "webhookctl::store", "{}", log_text!("log.store_ready"));
+        log::info!("{}", log_text!("log.service_ready"));
         let config = Current::new(config);
         let client = Client::new();
         let notices = Notices::default();
@@ -146,11 +147,11 @@ impl Service {
         phases: watch::Receiver<Phase>,
         api_listening: io::Result<Option<Listening>>,
     ) -> anyhow::Result<()> {
-        let api_listening = api_listening.with_context(|| t!("log.api_listen_failed").into_owned())?;
+        let api_listening = api_listening.or_failure(|| localized!("log.api_listen_failed"))?;
         let address = listener.local_addr().context("the listener has no address")?;
-        log::info!("{}", t!("log.starting", port = address.port()));
+        log::info!("{}", log_text!("log.starting", port = address.port()));
         let (version, sqlite) = (env!("CARGO_PKG_VERSION"), Store::engine_version());
-        log::info!("{}", t!("log.listening", address = address, version = version, sqlite = sqlite));
+        log::info!("{}", log_text!("log.listening", address = address, version = version, sqlite = sqlite));
         let drain = || drain_timeout(&self.config.load());
         let mut background = Background::start(&self);
         if let Some(listening) = api_listening {
@@ -159,22 +160,22 @@ impl Service {
         }
         let drained = tokio::select! {
             drained = server::serve(listener, Arc::clone(&self.site), phases.clone(), drain) => drained,
-            () = self.store.writer_ended() => return Err(anyhow!(t!("log.writer_ended"))),
+            () = self.store.writer_ended() => return Err(failure!("log.writer_ended")),
             fault = background.fault(phases) => return Err(fault),
         };
         background.finish(drain()).await;
         if let Drained::Partly(count) = drained {
-            log::warn!("{}", t!("log.stop_timeout", count = count, seconds = drain().as_secs_f32()));
+            log::warn!("{}", log_text!("log.stop_timeout", count = count, seconds = drain().as_secs_f32()));
         }
         self.store.close().await?;
         self.site.finish().await;
-        log::info!("{}", t!("log.stopped"));
+        log::info!("{}", log_text!("log.stopped"));
         Ok(())
     }
 }
 
 fn bind_api(config: &config::Api) -> anyhow::Result<Bound> {
-    Api::bind(config).with_context(|| t!("log.api_bind_failed", address = config.listen).into_owned())
+    Api::bind(config).or_failure(|| localized!("log.api_bind_failed", address = config.listen))
 }
 
 /// What the service does beside answering requests, in parts that all end by the same signal.
@@ -211,7 +212,7 @@ impl Background {
         tokio::select! {
             Some(ended) = self.parts.join_next() => {
                 let cause = ended.err().map_or_else(String::new, |error| error.to_string());
-                return anyhow!(t!("log.task_ended", cause = cause).into_owned());
+                return failure!("log.task_ended", cause = cause);
             }
             // Nobody is left to say that it is over where this is an error.
             _ = phases.wait_for(|phase| *phase != Phase::Serving) => {}
@@ -239,7 +240,7 @@ async fn follow_clock(store: Store, stop: CancellationToken) {
     let mut owed_ms: i64 = 0;
     while stop.run_until_cancelled(sleep(LOOK_AT_CLOCK)).await.is_some() {
         if let Some(back_ms) = clock.since_last() {
-            log::warn!("{}", t!("log.clock_set_back", seconds = back_ms / 1000));
+            log::warn!("{}", log_text!("log.clock_set_back", seconds = back_ms / 1000));
             owed_ms = owed_ms.saturating_add(back_ms);
         }
         if owed_ms > 0 && store.clock_was_set_back(owed_ms, Timestamp::now()).await.is_ok() {
@@ -253,4 +254,62 @@ async fn follow_clock(store: Store, stop: CancellationToken) {
 fn drain_timeout(config: &Config) -> Duration {
     let whole = Duration::from_secs(config.service.stop_timeout_s.into());
     whole.saturating_sub(Duration::from_secs(2)).max(whole / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::Value;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::domain::language::{Language, text};
+
+    /// How long an answer may take before the test has failed.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// The page that a buyer gets who names no order and no language.
+    async fn page(address: std::net::SocketAddr) -> String {
+        let reply = Client::new().get(&format!("http://{address}/payment/return"), PATIENCE).await.unwrap();
+        String::from_utf8(reply.body.to_vec()).unwrap()
+    }
+
+    /// What the local API says to a client without a token.
+    async fn refusal(socket: &Path) -> Value {
+        let mut stream = UnixStream::connect(socket).await.unwrap();
+        stream.write_all(b"GET /v1/packages HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+    }
+
+    /// A program may embed several services, and has a language of its own.
+    #[tokio::test]
+    async fn two_services_in_one_process_speak_each_its_own_language() {
+        let directory = tempfile::tempdir().unwrap();
+        let stop = CancellationToken::new();
+        let mut services = Vec::new();
+        for &language in Language::ALL {
+            let own = directory.path().join(language.name());
+            std::fs::create_dir(&own).unwrap();
+            let text = format!("language = \"{language}\"\n[api]\nlisten = \"unix:api.sock\"\ntoken = \"t\"\n");
+            let service = Service::open(Config::from_toml(&text, &own).unwrap()).await.unwrap();
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let running = tokio::spawn(service.run(listener, stop.clone().cancelled_owned()));
+            services.push((language, address, own.join("api.sock"), running));
+        }
+        // Both are open by now, and each is asked: neither has the language of the one that was opened last.
+        for (language, address, socket, _) in &services {
+            let page = page(*address).await;
+            assert!(page.contains(&*text!(*language, "page.neutral")), "{language}: {page}");
+            assert_eq!(refusal(socket).await["detail"], *text!(*language, "api.unauthorized"), "{language}");
+        }
+        stop.cancel();
+        for (.., running) in services {
+            running.await.unwrap().unwrap();
+        }
+    }
 }

@@ -215,7 +215,9 @@ fn what_only_one_module_may_name() {
         ("rustls", &["net"]),
         ("fern", &["logging"]),
         ("daemonize", &["process"]),
-        ("set_locale", &["domain"]),
+        // A text is in the language that is given for it, never in one of the process.
+        ("set_locale", &[]),
+        ("set_language", &["domain", "logging"]),
         ("process::exit(", &["cli", "process"]),
         ("println!", &[]),
     ] {
@@ -264,6 +266,20 @@ fn only_items_are_for_tests_alone() {
                 assert!(is_item, "{file}: {item}");
             }
         }
+    }
+}
+
+/// Each text is told in a language that is given as a value: `text!` sees to it.
+#[test]
+fn only_the_language_names_the_catalogues() {
+    for (file, text) in files("src", ".rs") {
+        let named = text.lines().any(|line| line.contains("rust_i18n") && !line.trim_start().starts_with("//"));
+        let may = matches!(file.as_str(), "src/domain/language.rs" | "src/lib.rs");
+        assert!(!named || may, "{file} names rust_i18n");
+        let asks = text
+            .match_indices("t!(")
+            .any(|(at, _)| !text[..at].ends_with(|c: char| c.is_alphanumeric() || matches!(c, '_' | ':')));
+        assert!(!asks, "{file} asks for a text without a language");
     }
 }
 
@@ -383,13 +399,81 @@ fn both_catalogues_say_the_same_things() {
     }
 }
 
+/// The macros that take a text out of the catalogues, and the argument that is its key.
+const TEXT_MACROS: &[(&str, usize)] = &[("text!(", 1), ("localized!(", 0), ("failure!(", 0), ("log_text!(", 0)];
+
+/// A use of a text that is named by a literal key.
+#[derive(Debug, PartialEq)]
+struct TextUse {
+    key: String,
+    placeholders: BTreeSet<String>,
+}
+
+/// The arguments that stand behind an opening parenthesis, up to its end.
+fn arguments(text: &str) -> Vec<&str> {
+    let (mut found, mut start, mut depth, mut in_literal) = (Vec::new(), 0, 0, false);
+    let mut characters = text.char_indices();
+    while let Some((at, c)) = characters.next() {
+        match c {
+            '\\' if in_literal => _ = characters.next(),
+            '"' => in_literal = !in_literal,
+            _ if in_literal => {}
+            '(' | '[' | '{' => depth += 1,
+            ')' if depth == 0 => {
+                found.push(text[start..at].trim());
+                break;
+            }
+            ')' | ']' | '}' => depth -= 1,
+            ',' if depth == 0 => {
+                found.push(text[start..at].trim());
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    found.retain(|argument| !argument.is_empty());
+    found
+}
+
+fn text_uses(source: &str) -> Vec<TextUse> {
+    let is_code = |line: &&str| !line.trim_start().starts_with("//");
+    let source = source.lines().filter(is_code).collect::<Vec<_>>().join("\n");
+    let mut uses = Vec::new();
+    for (name, place) in TEXT_MACROS {
+        let is_whole = |at: usize| !source[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        for (at, call) in source.match_indices(name).filter(|(at, _)| is_whole(*at)) {
+            let arguments = arguments(&source[at + call.len()..]);
+            let Some(key) = arguments.get(*place).and_then(|key| key.strip_prefix('"')) else { continue };
+            let is_name = |name: &&str| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+            let placeholders = arguments[place + 1..].iter().filter_map(|argument| argument.split_once(" = "));
+            let placeholders = placeholders.map(|(name, _)| name).filter(is_name).map(str::to_owned).collect();
+            uses.push(TextUse { key: key.trim_end_matches('"').to_owned(), placeholders });
+        }
+    }
+    uses
+}
+
+#[test]
+fn texts_are_found_however_they_are_written() {
+    let source = "text!(language, \"a.b\", x = f(1, \"q, )\"), y = z)\nlocalized!(\n    \"c.d\",\n    x = {y, 1},\n)\n\
+                  failure!(\"e.f\") log_text!(\"g.h\", n = 1)\n\
+                  /// failure!(\"no.no\")\nmytext!(language, \"no\") text!(language, format!(\"i.{j}\"))";
+    let expected = [("a.b", &["x", "y"][..]), ("c.d", &["x"]), ("e.f", &[]), ("g.h", &["n"])];
+    let expected = expected.map(|(key, placeholders)| TextUse {
+        key: key.to_owned(),
+        placeholders: placeholders.iter().map(|&name| name.to_owned()).collect(),
+    });
+    assert_eq!(text_uses(source), expected);
+}
+
 #[test]
 fn every_text_is_there_and_every_text_is_used() {
     let known: BTreeSet<String> = catalogue("en").into_iter().map(|(key, _)| key).collect();
     let source: String = files("src", ".rs").into_iter().map(|(_, text)| text).collect();
-    for (at, _) in source.match_indices("t!(\"").filter(|(at, _)| !source[..*at].ends_with(char::is_alphanumeric)) {
-        let key = source[at..].split('"').nth(1).unwrap();
-        assert!(known.contains(key), "{key} is in no catalogue");
+    let uses = text_uses(&source);
+    assert!(uses.len() > 400, "{}", uses.len());
+    for TextUse { key, .. } in uses {
+        assert!(known.contains(&key), "{key} is in no catalogue");
     }
     // These are looked up by the name of what they stand for.
     let by_name = [
@@ -419,27 +503,35 @@ fn every_text_is_there_and_every_text_is_used() {
 fn every_text_is_given_what_it_has_a_place_for() {
     let texts: BTreeMap<_, _> = catalogue("en").into_iter().collect();
     for (file, source) in files("src", ".rs") {
-        for call in source.split("t!(\"").skip(1) {
-            let (key, rest) = call.split_once('"').unwrap();
-            let Some(text) = texts.get(key) else { continue };
-            // The arguments of this call: up to its closing parenthesis.
-            let mut depth = 1;
-            let end = rest.find(|c| {
-                depth += i32::from(c == '(') - i32::from(c == ')');
-                depth == 0
-            });
-            let arguments = &rest[..end.unwrap_or(rest.len())];
-            let given: BTreeSet<_> = arguments
-                .split(',')
-                .filter_map(|argument| argument.split_once(" = ").map(|(name, _)| name.trim().to_owned()))
-                .filter(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
-                // Which catalogue the text is from, and nothing in it.
-                .filter(|name| name != "locale")
-                .collect();
+        for TextUse { key, placeholders: given } in text_uses(&source) {
+            let Some(text) = texts.get(&key) else { continue };
             let wanted: BTreeSet<_> = placeholders(text).into_iter().map(str::to_owned).collect();
             assert_eq!(given, wanted, "{file}: {key}");
         }
     }
+}
+
+/// The types that `start` begins a line about, each up to what is no part of a name.
+fn types_of<'a>(text: &'a str, start: &'a str) -> impl Iterator<Item = &'a str> {
+    text.lines().filter_map(move |line| line.strip_prefix(start)).map(|rest| {
+        let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+        &rest[..end]
+    })
+}
+
+/// A type of error that people read is put into their language wherever it arrives as an `anyhow::Error`.
+#[test]
+fn every_localized_error_is_known_where_failures_are_told() {
+    let teller = fs::read_to_string(root().join("src/process/failure.rs")).unwrap();
+    let mut count = 0;
+    for (file, text) in files("src", ".rs") {
+        for name in types_of(&text, "impl Localized for ") {
+            let is_error = name.ends_with("Error") || ["Already", "FilesChanged", "NotStarted"].contains(&name);
+            count += usize::from(is_error);
+            assert!(!is_error || teller.contains(&format!("as_localized::<{name}>")), "{file}: {name}");
+        }
+    }
+    assert!(count > 10, "{count}");
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! A user's credits: shown, spent, given.
 
 use hyper::StatusCode;
-use rust_i18n::t;
 use serde::Serialize;
 
 use super::fields::{Fields, required};
@@ -10,6 +9,7 @@ use super::request::Asked;
 use super::{Api, json};
 use crate::config::CREDITS_MAX;
 use crate::domain::clock::Timestamp;
+use crate::domain::language::localized;
 use crate::net::response::Response;
 use crate::store::{AccountError, Booked, Grant, Spend};
 
@@ -76,7 +76,7 @@ fn user_of_path(text: &str) -> Result<i64, Problem> {
     // Plain digits: one user has one path.
     let plain = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
     let telegram_id = text.parse().ok().filter(|_| plain);
-    telegram_id.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "no_such_user", t!("api.bad_telegram_id")))
+    telegram_id.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "no_such_user", localized!("api.bad_telegram_id")))
 }
 
 impl Change {
@@ -84,9 +84,10 @@ impl Change {
         let mut fields = Fields::parse(body, &["credits", "reason"])?;
         let credits = required("credits", fields.integer("credits", credits_min..=CREDITS_MAX)?)?;
         if credits == 0 {
-            return Err(Problem::bad_request("invalid_field", t!("api.no_change")));
+            return Err(Problem::bad_request("invalid_field", localized!("api.no_change")));
         }
-        let reason = fields.text("reason", || t!("api.expected_reason", max = REASON_CHARS_MAX).into(), read_reason)?;
+        let reason =
+            fields.text("reason", || localized!("api.expected_reason", max = REASON_CHARS_MAX), read_reason)?;
         Ok(Self { credits, reason })
     }
 }

@@ -1,15 +1,14 @@
 //! The fields of a request's body, taken one by one: whatever is wrong with one is told by its name.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use rust_i18n::t;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
 use super::problem::Problem;
+use crate::domain::language::{LocalizedText, localized};
 
 /// The fields of one JSON object. A field of `null` is one that is not there.
 #[derive(Debug)]
@@ -21,14 +20,14 @@ impl Fields {
     /// Reads a body that may have these fields and no others.
     pub(super) fn parse(body: &[u8], known: &[&str]) -> Result<Self, Problem> {
         let object: Object = serde_json::from_slice(body)
-            .map_err(|error| Problem::bad_request("invalid_body", t!("api.invalid_body", cause = error)))?;
+            .map_err(|error| Problem::bad_request("invalid_body", localized!("api.invalid_body", cause = error)))?;
         if let Some(field) = object.repeated {
             // Two readers could take different ones.
-            let detail = t!("api.repeated_field", field = shortened(&field));
+            let detail = localized!("api.repeated_field", field = shortened(&field));
             return Err(Problem::bad_request("repeated_field", detail));
         }
         if let Some(field) = object.values.keys().find(|field| !known.contains(&field.as_str())) {
-            let detail = t!("api.unknown_field", field = shortened(field), known = known.join(", "));
+            let detail = localized!("api.unknown_field", field = shortened(field), known = known.join(", "));
             return Err(Problem::bad_request("unknown_field", detail));
         }
         Ok(Self { values: object.values })
@@ -40,7 +39,7 @@ impl Fields {
 
     /// A whole number within a range.
     pub(super) fn integer(&mut self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, Problem> {
-        let expected = || t!("api.expected_integer", min = range.start(), max = range.end()).into_owned();
+        let expected = || localized!("api.expected_integer", min = range.start(), max = range.end());
         self.take(name, expected, |value| value.as_i64().filter(|number| range.contains(number)))
     }
 
@@ -48,7 +47,7 @@ impl Fields {
     pub(super) fn text<T>(
         &mut self,
         name: &str,
-        expected: impl Fn() -> String,
+        expected: impl Fn() -> LocalizedText,
         read: impl FnOnce(&str) -> Option<T>,
     ) -> Result<Option<T>, Problem> {
         self.take(name, expected, |value| value.as_str().and_then(read))
@@ -58,11 +57,11 @@ impl Fields {
     pub(super) fn checked_text(
         &mut self,
         name: &str,
-        faults: impl FnOnce(&str) -> Vec<String>,
+        faults: impl FnOnce(&str) -> Vec<LocalizedText>,
     ) -> Result<Option<String>, Problem> {
-        let text = self.text(name, || t!("api.expected_text").into_owned(), |text| Some(text.to_owned()))?;
+        let text = self.text(name, || localized!("api.expected_text"), |text| Some(text.to_owned()))?;
         match text.as_deref().map(faults).unwrap_or_default().first() {
-            Some(fault) => Err(invalid(t!("api.faulty_field", field = name, fault = fault))),
+            Some(fault) => Err(invalid(localized!("api.faulty_field", field = name, fault = fault))),
             None => Ok(text),
         }
     }
@@ -70,26 +69,26 @@ impl Fields {
     fn take<T>(
         &mut self,
         name: &str,
-        expected: impl Fn() -> String,
+        expected: impl Fn() -> LocalizedText,
         read: impl FnOnce(&Value) -> Option<T>,
     ) -> Result<Option<T>, Problem> {
         match self.values.remove(name) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match read(&value) {
                 Some(value) => Ok(Some(value)),
-                None => Err(invalid(t!("api.invalid_field", field = name, expected = expected()))),
+                None => Err(invalid(localized!("api.invalid_field", field = name, expected = expected()))),
             },
         }
     }
 }
 
-fn invalid(detail: Cow<'_, str>) -> Problem {
+fn invalid(detail: LocalizedText) -> Problem {
     Problem::bad_request("invalid_field", detail)
 }
 
 /// A field that has to be there.
 pub(super) fn required<T>(name: &str, value: Option<T>) -> Result<T, Problem> {
-    value.ok_or_else(|| Problem::bad_request("missing_field", t!("api.missing_field", field = name)))
+    value.ok_or_else(|| Problem::bad_request("missing_field", localized!("api.missing_field", field = name)))
 }
 
 /// A name that a bot made up, short enough to be repeated.
@@ -135,7 +134,7 @@ mod tests {
 
     fn read(body: &str) -> Result<(Option<i64>, Option<String>), Problem> {
         let mut fields = Fields::parse(body.as_bytes(), &["credits", "reason"])?;
-        let expected = || "anything".to_owned();
+        let expected = || LocalizedText::verbatim("expected", "anything");
         Ok((
             fields.integer("credits", 1..=9)?,
             fields.text("reason", expected, |text| (text != "bad").then(|| text.into()))?,

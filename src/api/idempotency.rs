@@ -2,10 +2,10 @@
 
 use hyper::HeaderMap;
 use ring::digest::{Context, SHA256};
-use rust_i18n::t;
 use serde::Serialize;
 
 use super::problem::Problem;
+use crate::domain::language::localized;
 
 const HEADER: &str = "idempotency-key";
 /// How long a key may be.
@@ -15,13 +15,13 @@ const KEY_BYTES_MAX: usize = 255;
 pub(super) fn key(headers: &HeaderMap) -> Result<String, Problem> {
     let mut keys = headers.get_all(HEADER).iter();
     let Some(key) = keys.next() else {
-        return Err(Problem::bad_request("idempotency_key_missing", t!("api.key_missing")));
+        return Err(Problem::bad_request("idempotency_key_missing", localized!("api.key_missing")));
     };
     let bytes = key.as_bytes();
     let fits = (1..=KEY_BYTES_MAX).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic);
     match std::str::from_utf8(bytes) {
         Ok(key) if fits && keys.next().is_none() => Ok(key.to_owned()),
-        _ => Err(Problem::bad_request("idempotency_key_invalid", t!("api.key_invalid", max = KEY_BYTES_MAX))),
+        _ => Err(Problem::bad_request("idempotency_key_invalid", localized!("api.key_invalid", max = KEY_BYTES_MAX))),
     }
 }
 

@@ -8,13 +8,15 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rust_i18n::t;
 use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket};
 use tokio_util::either::Either;
 
 use super::Api;
 use crate::config;
+use crate::domain::failure::LocalizedError;
+use crate::domain::language::localized;
 use crate::files::{FileIdentity, with_ending};
+use crate::logging::log_text;
 
 /// How many connections wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -66,7 +68,7 @@ impl Bound {
                 Listening { listener, file: Some(file) }
             }
         };
-        log::info!("{}", t!("log.api_listening", address = listening.address()?));
+        log::info!("{}", log_text!("log.api_listening", address = listening.address()?));
         Ok(listening)
     }
 }
@@ -100,8 +102,8 @@ impl SocketFile {
     fn bind(socket: &UnixSocket, path: &Path) -> io::Result<Self> {
         match fs::symlink_metadata(path) {
             Ok(found) if !found.file_type().is_socket() => {
-                let text = t!("api.not_a_socket", path = path.display());
-                return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+                let text = localized!("api.not_a_socket", path = path.display());
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, LocalizedError::from(text)));
             }
             _ => {}
         }

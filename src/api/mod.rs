@@ -22,12 +22,12 @@ use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, HeaderMap};
 use hyper::{Method, Request, StatusCode};
 use ring::digest::{SHA256, digest};
-use rust_i18n::t;
 use serde::Serialize;
 use subtle::ConstantTimeEq;
 use tokio::time::timeout;
 
 use crate::config::Current;
+use crate::domain::language::localized;
 use crate::net::response::{JSON, Response, respond_uncached};
 use crate::payments::checkout::Cashier;
 use crate::payments::gateways::Gateways;
@@ -83,7 +83,8 @@ impl Api {
 
     async fn answer(&self, request: Request<Incoming>) -> Response {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let response = self.try_answer(request).await.unwrap_or_else(Problem::into_response);
+        let response =
+            self.try_answer(request).await.unwrap_or_else(|problem| problem.into_response(self.config.load().language));
         if response.status().is_client_error() {
             // What it was about is in the path; the rest may be long, and the bot has been told.
             let path: String = path.chars().take(80).collect();
@@ -140,7 +141,7 @@ fn find<'a>(method: &Method, path: &'a str) -> Result<(Route, &'a str), Problem>
     }
     let methods: Vec<_> = fitting().map(|((own, ..), _)| own.clone()).collect();
     if methods.is_empty() {
-        return Err(Problem::new(StatusCode::NOT_FOUND, "not_found", t!("api.not_found")));
+        return Err(Problem::new(StatusCode::NOT_FOUND, "not_found", localized!("api.not_found")));
     }
     Err(Problem::method_not_allowed(&methods))
 }

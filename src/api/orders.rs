@@ -4,7 +4,6 @@ use std::net::IpAddr;
 
 use hyper::StatusCode;
 use hyper::header::{HeaderValue, LOCATION};
-use rust_i18n::t;
 use serde::Serialize;
 
 use super::fields::{Fields, required};
@@ -13,7 +12,7 @@ use super::request::Asked;
 use super::{Api, json, qr};
 use crate::config::{CREDITS_MAX, faults_of_gateway_text};
 use crate::domain::clock::Timestamp;
-use crate::domain::language::Language;
+use crate::domain::language::{Language, Localized, localized};
 use crate::domain::money::Amount;
 use crate::domain::order::{Order, OrderNo, OrderStatus, OrderView, PayKind, ReviewReason, SettledBy};
 use crate::net::response::{Response, respond_uncached};
@@ -93,7 +92,8 @@ impl Api {
         let idempotency = asked.idempotency(&wanted);
         let checkout = self.cashier.create(wanted.wish(idempotency)?).await?;
         let status = if checkout.repeated { StatusCode::OK } else { StatusCode::CREATED };
-        let mut response = json(status, &shown(&checkout.order, Some(Remark(checkout.remark.as_deref()))));
+        let remark = checkout.remark.map(|remark| remark.text(self.config.load().language));
+        let mut response = json(status, &shown(&checkout.order, Some(Remark(remark.as_deref()))));
         let location = format!("/v1/orders/{}", checkout.order.terms.order_no);
         let location = HeaderValue::try_from(location).expect("order numbers are letters and digits");
         response.headers_mut().insert(LOCATION, location);
@@ -107,8 +107,8 @@ impl Api {
     pub(super) async fn qr_code(&self, order_no: &str) -> Result<Response, Problem> {
         let order = self.order(order_no).await?;
         let no_code = |detail| Problem::new(StatusCode::NOT_FOUND, "no_qr_code", detail);
-        let page = order.open_pay_page(Timestamp::now()).ok_or_else(|| no_code(t!("api.no_pay_link")))?;
-        let png = qr::png(&page.url).ok_or_else(|| no_code(t!("api.no_qr_code")))?;
+        let page = order.open_pay_page(Timestamp::now()).ok_or_else(|| no_code(localized!("api.no_pay_link")))?;
+        let png = qr::png(&page.url).ok_or_else(|| no_code(localized!("api.no_qr_code")))?;
         Ok(respond_uncached(StatusCode::OK, "image/png", png))
     }
 
@@ -128,7 +128,7 @@ impl Api {
             Ok(order_no) => self.store.order(order_no.as_str()).await?,
             Err(_) => None,
         };
-        order.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "no_such_order", t!("api.no_such_order")))
+        order.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "no_such_order", localized!("api.no_such_order")))
     }
 }
 
@@ -182,18 +182,18 @@ impl NewOrder {
         let is_credits = fields.has("amount") && fields.has("credits");
         let has_either = fields.has("amount") || fields.has("credits") || fields.has("name");
         if if is_package { has_either } else { !is_credits } {
-            return Err(Problem::bad_request("invalid_goods", t!("api.package_or_amount")));
+            return Err(Problem::bad_request("invalid_goods", localized!("api.package_or_amount")));
         }
-        let any_text = || t!("api.expected_text").into_owned();
+        let any_text = || localized!("api.expected_text");
         let verbatim = |text: &str| Some(text.to_owned());
         let payment_type = fields.text(
             "type",
-            || t!("cli.bad_payment_type").into_owned(),
+            || localized!("cli.bad_payment_type"),
             |text| is_payment_type(text).then(|| text.to_owned()),
         )?;
         Ok(Self {
             telegram_id: required("telegram_id", fields.integer("telegram_id", 1..=i64::MAX)?)?,
-            amount: fields.text("amount", || t!("api.expected_amount").into_owned(), read_amount)?,
+            amount: fields.text("amount", || localized!("api.expected_amount"), read_amount)?,
             credits: fields.integer("credits", 1..=CREDITS_MAX)?,
             package: fields.text("package", any_text, verbatim)?,
             merchant: fields.text("merchant", any_text, verbatim)?,
@@ -201,14 +201,14 @@ impl NewOrder {
             param: fields.checked_text("param", faults_of_gateway_text)?,
             // Telegram knows more languages than we do: an unknown one is no mistake of the bot's.
             language: fields.text("language", any_text, |tag| Some(Language::of_tag(tag)))?.flatten(),
-            client_ip: fields.text("client_ip", || t!("api.expected_ip").into_owned(), |text| text.parse().ok())?,
+            client_ip: fields.text("client_ip", || localized!("api.expected_ip"), |text| text.parse().ok())?,
             payment_type: payment_type.unwrap_or_else(|| DEFAULT_PAYMENT_TYPE.to_owned()),
         })
     }
 
     fn wish(self, idempotency: Idempotency) -> Result<Wish, Problem> {
         let goods = Goods::of(self.package, self.amount.zip(self.credits), self.name);
-        let goods = goods.ok_or_else(|| Problem::bad_request("invalid_goods", t!("api.package_or_amount")))?;
+        let goods = goods.ok_or_else(|| Problem::bad_request("invalid_goods", localized!("api.package_or_amount")))?;
         Ok(Wish {
             telegram_id: self.telegram_id,
             goods,

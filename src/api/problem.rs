@@ -1,13 +1,13 @@
 //! What goes wrong, as the bot hears of it: RFC 9457 problem details, each with a code to match on and a text that says what to do.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use hyper::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Method, StatusCode};
-use rust_i18n::t;
 use serde::Serialize;
 
+use crate::domain::language::{Language, Localized, LocalizedText, localized};
+use crate::logging::log_text;
 use crate::net::response::{Response, allowed, close_after, respond_uncached};
 use crate::payments::checkout::CheckoutError;
 use crate::store::{AccountError, StoreError};
@@ -17,7 +17,7 @@ use crate::store::{AccountError, StoreError};
 pub(super) struct Problem {
     status: StatusCode,
     code: &'static str,
-    detail: String,
+    detail: LocalizedText,
     /// The user's credits, where they are too few.
     credits: Option<i64>,
     /// In a box: most problems have none, and every request's result is as large as this.
@@ -38,36 +38,36 @@ struct Body<'a> {
 }
 
 impl Problem {
-    pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), credits: None, header: None }
+    pub(super) fn new(status: StatusCode, code: &'static str, detail: LocalizedText) -> Self {
+        Self { status, code, detail, credits: None, header: None }
     }
 
-    pub(super) fn bad_request(code: &'static str, detail: Cow<'_, str>) -> Self {
+    pub(super) fn bad_request(code: &'static str, detail: LocalizedText) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, detail)
     }
 
     pub(super) fn unauthorized() -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", t!("api.unauthorized"))
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", localized!("api.unauthorized"))
             .with(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
     }
 
     pub(super) fn method_not_allowed(methods: &[Method]) -> Self {
         let allowed = allowed(methods);
-        let detail = t!("api.method_not_allowed", allowed = allowed.to_str().unwrap_or_default());
+        let detail = localized!("api.method_not_allowed", allowed = allowed.to_str().unwrap_or_default());
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail).with(ALLOW, allowed)
     }
 
     /// Nobody knows how far it came, so the bot has to ask again.
     pub(super) fn late(after: Duration) -> Self {
-        Self::later("timeout", t!("api.timeout", seconds = after.as_secs()))
+        Self::later("timeout", localized!("api.timeout", seconds = after.as_secs()))
     }
 
     pub(super) fn insufficient_credits(telegram_id: i64, credits: i64) -> Self {
-        let detail = t!("api.insufficient_credits", user = telegram_id, credits = credits);
+        let detail = localized!("api.insufficient_credits", user = telegram_id, credits = credits);
         Self { credits: Some(credits), ..Self::new(StatusCode::CONFLICT, "insufficient_credits", detail) }
     }
 
-    fn later(code: &'static str, detail: Cow<'_, str>) -> Self {
+    fn later(code: &'static str, detail: LocalizedText) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).with(RETRY_AFTER, HeaderValue::from_static("1"))
     }
 
@@ -75,11 +75,11 @@ impl Problem {
         Self { header: Some(Box::new((name, value))), ..self }
     }
 
-    pub(super) fn into_response(self) -> Response {
+    pub(super) fn into_response(self, language: Language) -> Response {
         let body = Body {
             code: self.code,
             credits: self.credits,
-            detail: &self.detail,
+            detail: &self.detail.text(language),
             status: self.status.as_u16(),
             title: self.status.canonical_reason().unwrap_or_default(),
             // The type that says: the status is all the kind there is, and `code` the rest.
@@ -101,20 +101,20 @@ impl Problem {
     }
 
     #[cfg(test)]
-    pub(super) fn detail(&self) -> &str {
-        &self.detail
+    pub(super) fn detail(&self) -> String {
+        self.detail.text(Language::English)
     }
 }
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
-        let text = error.to_string();
+        let text = LocalizedText::of("store_failed", &error);
         match error {
-            StoreError::Overloaded => Self::later("overloaded", t!("api.try_again", cause = text)),
-            StoreError::Closed => Self::later("stopping", t!("api.try_again", cause = text)),
+            StoreError::Overloaded => Self::later("overloaded", localized!("api.try_again", cause = text)),
+            StoreError::Closed => Self::later("stopping", localized!("api.try_again", cause = text)),
             _ => {
-                log::error!("{}", t!("log.api_failed", cause = text));
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", t!("api.internal"))
+                log::error!("{}", log_text!("log.api_failed", cause = text));
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", localized!("api.internal"))
             }
         }
     }
@@ -122,7 +122,7 @@ impl From<StoreError> for Problem {
 
 impl From<AccountError> for Problem {
     fn from(error: AccountError) -> Self {
-        let text = error.to_string();
+        let text = LocalizedText::of("refused", &error);
         match error {
             AccountError::NoSuchUser(_) => Self::new(StatusCode::NOT_FOUND, "no_such_user", text),
             AccountError::KeyReused => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", text),
@@ -158,13 +158,13 @@ mod tests {
             let problem = Problem::from(error);
             assert_eq!((problem.status.as_u16(), problem.code()), (status, code));
             assert!(!problem.detail().is_empty() && !problem.detail().contains("/secret"), "{}", problem.detail());
-            assert_eq!(problem.into_response().headers().contains_key(RETRY_AFTER), retry, "{code}");
+            assert_eq!(problem.into_response(Language::English).headers().contains_key(RETRY_AFTER), retry, "{code}");
         }
     }
 
     #[test]
     fn who_comes_back_later_is_told_when() {
-        let response = Problem::late(Duration::from_secs(10)).into_response();
+        let response = Problem::late(Duration::from_secs(10)).into_response(Language::English);
         assert_eq!(
             (response.status().as_u16(), &response.headers()[RETRY_AFTER]),
             (503, &HeaderValue::from_static("1"))

@@ -5,10 +5,10 @@ use std::time::Duration;
 use hyper::body::Incoming;
 use hyper::header::CONTENT_TYPE;
 use hyper::{HeaderMap, Method, Request, StatusCode};
-use rust_i18n::t;
 
 use super::idempotency;
 use super::problem::Problem;
+use crate::domain::language::localized;
 use crate::net::body::{BodyError, BodyLimits};
 use crate::store::Idempotency;
 
@@ -50,7 +50,7 @@ fn check_head(headers: &HeaderMap) -> Result<String, Problem> {
         return Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "unsupported_media_type",
-            t!("api.unsupported_media_type"),
+            localized!("api.unsupported_media_type"),
         ));
     }
     idempotency::key(headers)
@@ -59,9 +59,9 @@ fn check_head(headers: &HeaderMap) -> Result<String, Problem> {
 impl<E> From<BodyError<E>> for Problem {
     fn from(error: BodyError<E>) -> Self {
         let (code, detail) = match error {
-            BodyError::TooLarge => ("body_too_large", t!("api.body_too_large", max = BODY.bytes_max)),
-            BodyError::TimedOut => ("body_timeout", t!("api.body_timeout", seconds = BODY.timeout.as_secs())),
-            BodyError::Broken(_) => ("invalid_body", t!("api.broken_body")),
+            BodyError::TooLarge => ("body_too_large", localized!("api.body_too_large", max = BODY.bytes_max)),
+            BodyError::TimedOut => ("body_timeout", localized!("api.body_timeout", seconds = BODY.timeout.as_secs())),
+            BodyError::Broken(_) => ("invalid_body", localized!("api.broken_body")),
         };
         Self::new(error.status(), code, detail)
     }

@@ -1,10 +1,10 @@
 //! `audit`: prove the books, reading only.
 
-use rust_i18n::t;
 use serde::Serialize;
 
 use super::output;
 use crate::config::Config;
+use crate::domain::language::{Language, text};
 use crate::process::exit::{Exit, eprint};
 use crate::store::Store;
 use crate::store::audit::{Audit, Finding as AuditFinding};
@@ -60,6 +60,7 @@ impl<'a> View<'a> {
 }
 
 pub(super) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result<Exit> {
+    let language = config.language;
     let progress = output::progress_bar(0, arguments.json);
     let bar = progress.clone();
     let audit = Store::audit(&config.database.url, move |done, total| {
@@ -71,33 +72,39 @@ pub(super) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result
     if arguments.json {
         output::json(&View::of(&audit))?;
     } else {
-        print(&audit)?;
+        print(&audit, language)?;
         if audit.findings() > 0 {
-            eprint(&t!("audit.what_to_do"));
+            eprint(&text!(language, "audit.what_to_do"));
         }
         if !audit.can_be_opened() {
-            eprint(&t!("audit.other_schema"));
+            eprint(&text!(language, "audit.other_schema"));
         }
     }
     Ok(if audit.findings() == 0 { Exit::Done } else { Exit::Found })
 }
 
 /// What an audit found, for a person.
-pub(super) fn print(audit: &Audit) -> anyhow::Result<()> {
+pub(super) fn print(audit: &Audit, language: Language) -> anyhow::Result<()> {
     for check in &audit.checks {
         let (mark, count) =
             if check.findings == 0 { ("✓", String::new()) } else { ("✗", check.findings.to_string()) };
-        output::columns(&[[format!("{mark} {}", t!(format!("audit.{}", check.name))), count]])?;
+        output::columns(&[[format!("{mark} {}", text!(language, format!("audit.{}", check.name))), count]])?;
         for finding in &check.rows {
-            let what = t!(format!("fault.{}", finding.fault));
+            let what = text!(language, format!("fault.{}", finding.fault));
             let place = format!("{} {}", finding.table, finding.row);
             output::line(&output::escaped(&format!("    {}: {what} {}", place.trim_end(), finding.detail)))?;
         }
         let unnamed = check.findings.saturating_sub(check.rows.len() as u64);
         if unnamed > 0 {
-            output::line(&format!("    {}", t!("audit.more", count = unnamed)))?;
+            output::line(&format!("    {}", text!(language, "audit.more", count = unnamed)))?;
         }
     }
-    output::line(&t!("audit.summary", orders = audit.orders, settled = audit.settled, findings = audit.findings()))?;
+    output::line(&text!(
+        language,
+        "audit.summary",
+        orders = audit.orders,
+        settled = audit.settled,
+        findings = audit.findings()
+    ))?;
     Ok(())
 }

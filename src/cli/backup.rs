@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, anyhow};
 use indicatif::ProgressBar;
-use rust_i18n::t;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{audit, output};
 use crate::config::{Config, DatabaseUrl};
 use crate::domain::clock::Timestamp;
+use crate::domain::failure::{LocalizedError, OrFailure, failure};
+use crate::domain::language::{Language, Localized, LocalizedText, localized, text};
 use crate::process::exit::{Exit, eprint};
 use crate::process::pid_file::{LockError, PidFile};
 use crate::store::audit::Audit;
@@ -58,13 +58,19 @@ pub(super) enum Command {
 pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exit> {
     let url = &config.database.url;
     match command {
-        Command::Create { file, overwrite, json } => create(url, file, overwrite, json).await,
-        Command::Verify { file, json } => verify(url, file, json).await,
+        Command::Create { file, overwrite, json } => create(url, file, overwrite, json, config.language).await,
+        Command::Verify { file, json } => verify(url, file, json, config.language).await,
         Command::Restore { file, even_with_findings, json } => restore(config, file, even_with_findings, json).await,
     }
 }
 
-async fn create(url: &DatabaseUrl, file: PathBuf, overwrite: bool, json: bool) -> anyhow::Result<Exit> {
+async fn create(
+    url: &DatabaseUrl,
+    file: PathBuf,
+    overwrite: bool,
+    json: bool,
+    language: Language,
+) -> anyhow::Result<Exit> {
     let file = std::path::absolute(file)?;
     let (bar, is_over) = (output::progress_bar(0, json), Arc::new(AtomicBool::new(false)));
     let (shown, told) = (bar.clone(), Arc::clone(&is_over));
@@ -87,12 +93,12 @@ async fn create(url: &DatabaseUrl, file: PathBuf, overwrite: bool, json: bool) -
     if json {
         output::json(&json!({ "bytes": bytes, "file": file }))?;
     } else {
-        output::line(&t!("backup.created", path = file.display(), kib = bytes.div_ceil(1024)))?;
+        output::line(&text!(language, "backup.created", path = file.display(), kib = bytes.div_ceil(1024)))?;
     }
     Ok(Exit::Done)
 }
 
-async fn verify(url: &DatabaseUrl, file: PathBuf, json: bool) -> anyhow::Result<Exit> {
+async fn verify(url: &DatabaseUrl, file: PathBuf, json: bool, language: Language) -> anyhow::Result<Exit> {
     let file = std::path::absolute(file)?;
     let bar = output::progress_bar(0, json);
     let shown = bar.clone();
@@ -102,23 +108,25 @@ async fn verify(url: &DatabaseUrl, file: PathBuf, json: bool) -> anyhow::Result<
     if json {
         output::json(&view(&audit, &file)?)?;
     } else {
-        audit::print(&audit)?;
+        audit::print(&audit, language)?;
         if audit.findings() > 0 {
-            eprint(&t!("backup.found"));
+            eprint(&text!(language, "backup.found"));
         }
     }
     Ok(if audit.findings() == 0 { Exit::Done } else { Exit::Found })
 }
 
 async fn restore(config: &Config, file: PathBuf, even_with_findings: bool, json: bool) -> anyhow::Result<Exit> {
+    let language = config.language;
     let file = std::path::absolute(file)?;
     let DatabaseUrl::Sqlite(database) = &config.database.url;
     ensure_own(database)?;
     // Held to the end: whatever starts the service meanwhile is refused.
     let _stopped = PidFile::lock(&config.service.pid_file).map_err(|error| match error {
-        LockError::Held => anyhow!(t!("backup.running").into_owned()),
-        LockError::Io(error) => anyhow::Error::new(error)
-            .context(t!("log.pid_file_failed", path = config.service.pid_file.display()).into_owned()),
+        LockError::Held => failure!("backup.running"),
+        LockError::Io(error) => {
+            LocalizedError::because(localized!("log.pid_file_failed", path = config.service.pid_file.display()), error)
+        }
     })?;
     let bar = output::progress_bar(0, json);
     let shown = bar.clone();
@@ -129,20 +137,26 @@ async fn restore(config: &Config, file: PathBuf, even_with_findings: bool, json:
     let candidate = match candidate {
         // Nothing of it can be taken.
         Err(error @ BackupError::Unreadable(..)) => {
-            return refuse(&Audit::of_damaged(error.to_string()), &file, &t!("backup.unusable"), json);
+            return refuse(
+                &Audit::of_damaged(error.text(language)),
+                &file,
+                &localized!("backup.unusable"),
+                json,
+                language,
+            );
         }
         candidate => candidate?,
     };
     let audit = candidate.audit.clone();
     if !audit.is_sound() && !even_with_findings {
-        return refuse(&audit, &file, &t!("backup.unsound"), json);
+        return refuse(&audit, &file, &localized!("backup.unsound"), json, language);
     }
     if !audit.can_be_opened() {
-        return refuse(&audit, &file, &t!("backup.other_schema"), json);
+        return refuse(&audit, &file, &localized!("backup.other_schema"), json, language);
     }
     let restored = candidate.install(Timestamp::now()).await?;
     for path in &restored.removed {
-        eprint(&t!("backup.leftover_removed", path = path.display()));
+        eprint(&text!(language, "backup.leftover_removed", path = path.display()));
     }
     let kept = restored.kept;
     if json {
@@ -153,26 +167,33 @@ async fn restore(config: &Config, file: PathBuf, even_with_findings: bool, json:
     } else {
         let (database, path) = (database.display(), file.display());
         let (orders, settled) = (audit.orders, audit.settled);
-        output::line(&t!("backup.restored", database = database, path = path, orders = orders, settled = settled))?;
+        output::line(&text!(
+            language,
+            "backup.restored",
+            database = database,
+            path = path,
+            orders = orders,
+            settled = settled
+        ))?;
         if let Some(kept) = kept {
-            output::line(&t!("backup.kept", path = kept.display()))?;
+            output::line(&text!(language, "backup.kept", path = kept.display()))?;
         }
-        eprint(&t!("backup.what_to_do"));
+        eprint(&text!(language, "backup.what_to_do"));
     }
     Ok(Exit::Done)
 }
 
 /// Tells why a copy does not come into the database's place.
-fn refuse(audit: &Audit, file: &Path, remedy: &str, json: bool) -> anyhow::Result<Exit> {
+fn refuse(audit: &Audit, file: &Path, remedy: &LocalizedText, json: bool, language: Language) -> anyhow::Result<Exit> {
     if json {
         let mut view = view(audit, file)?;
         view["restored"] = json!(false);
         view["kept"] = json!(null);
         output::json(&view)?;
     } else {
-        audit::print(audit)?;
+        audit::print(audit, language)?;
     }
-    eprint(remedy);
+    eprint(&remedy.text(language));
     Ok(Exit::Found)
 }
 
@@ -190,7 +211,7 @@ fn ensure_own(database: &Path) -> anyhow::Result<()> {
     let directory = database.parent().filter(|_| own.is_root()).unwrap_or(database);
     match database.metadata().or_else(|_| directory.metadata()) {
         Ok(metadata) if metadata.uid() != own.as_raw() => {
-            Err(io::Error::from(io::ErrorKind::PermissionDenied)).context(t!("backup.other_user").into_owned())
+            Err(io::Error::from(io::ErrorKind::PermissionDenied)).or_failure(|| localized!("backup.other_user"))
         }
         _ => Ok(()),
     }

@@ -3,19 +3,19 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
-use rust_i18n::t;
 use serde::Serialize;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::channel::epay::{CallbackFields, SignedCallback, encode};
+use crate::domain::failure::OrFailure;
+use crate::domain::language::localized;
 use crate::domain::order::Order;
 use crate::net::body::read_at_most;
 use crate::payments::checkout::DEFAULT_PAYMENT_TYPE;
@@ -93,8 +93,8 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) async fn open(address: SocketAddr) -> anyhow::Result<Self> {
-        let not_running = || t!("cli.not_reachable", address = address).into_owned();
-        let stream = TcpStream::connect(address).await.with_context(not_running)?;
+        let not_running = || localized!("cli.not_reachable", address = address);
+        let stream = TcpStream::connect(address).await.or_failure(not_running)?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await?;
         // It ends with the sender; what goes wrong is told by the request that it goes wrong for.
         tokio::spawn(connection);
@@ -111,7 +111,7 @@ impl Connection {
             let (body, _) = read_at_most(response.into_body(), ANSWER_BYTES_MAX, ANSWER_BYTES_MAX).await?;
             anyhow::Ok(Answer { body: String::from_utf8_lossy(&body).trim_end().to_owned(), status })
         };
-        let answer = timeout(ANSWER_TIMEOUT, exchange).await.with_context(|| t!("cli.no_answer").into_owned())?;
-        Ok((answer.with_context(|| t!("cli.no_answer").into_owned())?, sent_at.elapsed()))
+        let answer = timeout(ANSWER_TIMEOUT, exchange).await.or_failure(|| localized!("cli.no_answer"))?;
+        Ok((answer.or_failure(|| localized!("cli.no_answer"))?, sent_at.elapsed()))
     }
 }

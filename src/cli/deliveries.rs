@@ -1,11 +1,11 @@
 //! What `messages` and `events` have in common: rows of the outbox, chosen, listed, and made due again.
 
-use anyhow::anyhow;
-use rust_i18n::t;
 use serde::Serialize;
 
 use super::output;
 use crate::domain::clock::Timestamp;
+use crate::domain::failure::{LocalizedError, failure};
+use crate::domain::language::{Language, localized, text};
 use crate::domain::order::OrderNo;
 use crate::process::exit::{Exit, eprint};
 use crate::store::{Channel, Delivery, DeliveryFilter, DeliveryState, News, Store};
@@ -68,7 +68,7 @@ struct MadeDue {
 }
 
 /// Lists the newest rows of a channel.
-pub(super) async fn list(store: &Store, channel: Channel, arguments: List) -> anyhow::Result<Exit> {
+pub(super) async fn list(store: &Store, channel: Channel, arguments: List, language: Language) -> anyhow::Result<Exit> {
     let List { state, order, limit, json } = arguments;
     let order_no = existing(store, order).await?;
     let filter = DeliveryFilter { state, order_no, ..DeliveryFilter::default() };
@@ -78,19 +78,19 @@ pub(super) async fn list(store: &Store, channel: Channel, arguments: List) -> an
         return Ok(Exit::Done);
     }
     if deliveries.is_empty() {
-        eprint(&t!("deliveries.none"));
+        eprint(&text!(language, "deliveries.none"));
         return Ok(Exit::Done);
     }
     let labels = ["id", "order_no", "user", "kind", "state", "attempts", "time", "error"];
-    let mut rows = vec![labels.map(|label| t!(format!("delivery.{label}")).into_owned())];
+    let mut rows = vec![labels.map(|label| text!(language, format!("delivery.{label}")).into_owned())];
     rows.extend(deliveries.iter().map(|delivery| {
         let time = delivery.finished_at.unwrap_or(delivery.due_at);
         [
             delivery.id.to_string(),
             delivery.order.terms.order_no.to_string(),
             delivery.order.terms.telegram_id.to_string(),
-            t!(format!("delivery.{}", delivery.news)).into_owned(),
-            t!(format!("delivery.{}", delivery.state)).into_owned(),
+            text!(language, format!("delivery.{}", delivery.news)).into_owned(),
+            text!(language, format!("delivery.{}", delivery.state)).into_owned(),
             delivery.attempts.to_string(),
             time.to_local().to_string(),
             delivery.error.clone().unwrap_or_default(),
@@ -101,16 +101,22 @@ pub(super) async fn list(store: &Store, channel: Channel, arguments: List) -> an
 }
 
 /// Makes rows of a channel due now, and tells how many.
-pub(super) async fn again(store: &Store, channel: Channel, filter: DeliveryFilter, json: bool) -> anyhow::Result<Exit> {
+pub(super) async fn again(
+    store: &Store,
+    channel: Channel,
+    filter: DeliveryFilter,
+    json: bool,
+    language: Language,
+) -> anyhow::Result<Exit> {
     let named = filter.id;
     let due = store.deliver_again(channel, filter, Timestamp::now()).await?;
     if let Some(id) = named.filter(|_| due == 0) {
-        return Err(anyhow!(t!("deliveries.no_such", id = id).into_owned()));
+        return Err(failure!("deliveries.no_such", id = id));
     }
     if json {
         output::json(&MadeDue { due })?;
     } else {
-        output::line(&t!("deliveries.made_due", count = due))?;
+        output::line(&text!(language, "deliveries.made_due", count = due))?;
     }
     Ok(Exit::Done)
 }
@@ -120,10 +126,11 @@ pub(super) async fn existing(store: &Store, order: Option<OrderNo>) -> anyhow::R
     let Some(order_no) = order else { return Ok(None) };
     match store.order(order_no.as_str()).await? {
         Some(_) => Ok(Some(order_no.to_string())),
-        None => Err(anyhow!(t!("cli.no_such_order", order = order_no).into_owned())),
+        None => Err(failure!("cli.no_such_order", order = order_no)),
     }
 }
 
-fn parse_state(text: &str) -> Result<DeliveryState, String> {
-    DeliveryState::from_name(text).ok_or_else(|| t!("cli.not_one_of", known = DeliveryState::known()).into_owned())
+fn parse_state(text: &str) -> Result<DeliveryState, LocalizedError> {
+    DeliveryState::from_name(text)
+        .ok_or_else(|| LocalizedError::from(localized!("cli.not_one_of", known = DeliveryState::known())))
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::Method;
-use rust_i18n::t;
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -16,7 +15,7 @@ use super::{output, parse_language, users};
 use crate::channel::epay::SignedCallback;
 use crate::config::{Config, Current};
 use crate::dev::simulator::{Merchant, Settings, Simulator};
-use crate::domain::language::Language;
+use crate::domain::language::{Language, text};
 use crate::domain::order::{Order, User};
 use crate::domain::secret::Secret;
 use crate::net::client::Client;
@@ -39,24 +38,25 @@ const TELEGRAM_ID: i64 = 1001;
 pub(super) struct Arguments {
     /// The language to tell it in: zh or en
     #[arg(long, default_value = "zh", value_parser = parse_language)]
-    language: Language,
+    pub(super) language: Language,
 }
 
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
+    let language = arguments.language;
     let directory = tempfile::Builder::new().prefix("webhookctl-demo-").tempdir()?;
     let key = random_key()?;
     let (gateway_listener, listener) =
         (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
     let (gateway, address) = (gateway_listener.local_addr()?, listener.local_addr()?);
     let text = format!(
-        "language = \"{}\"\n[[merchant]]\npid = \"{PID}\"\nkey = \"{key}\"\nsandbox = true\n\
+        "language = \"{language}\"\n[[merchant]]\npid = \"{PID}\"\nkey = \"{key}\"\nsandbox = true\n\
          gateway_url = \"http://{gateway}/\"\nnotify_url = \"http://{address}{NOTIFY_PATH}\"\n\
          return_url = \"http://{address}/payment/return\"\n[reconcile]\nschedule_s = [1, 2, 3, 5, 8]\n\
-         [[package]]\nid = \"{PACKAGE}\"\nname = \"VIP白银\"\nprice = \"36.00\"\ncredits = 70\n",
-        arguments.language
+         [[package]]\nid = \"{PACKAGE}\"\nname = \"VIP白银\"\nprice = \"36.00\"\ncredits = 70\n"
     );
     let config = Config::from_toml(&text, directory.path())?;
-    let simulator = Simulator::new(vec![Merchant::v1(PID, Secret::new(key))], Settings::default());
+    let simulator =
+        Simulator::new(vec![Merchant::v1(PID, Secret::new(key))], Settings { language, ..Settings::default() });
     let service = Service::open(config.clone()).await?;
     let store = service.store().clone();
     let stop = CancellationToken::new();
@@ -67,16 +67,16 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let gateways = Arc::new(Gateways::new(&current, &store, &Client::new()));
     let cashier = Cashier::new(&current, &store, &gateways);
     let mut demo = Demo { address, gateway, client: Client::new(), cashier, store, passed: true };
-    demo.tell(true, &t!("demo.gateway", address = gateway, pid = PID))?;
-    demo.tell(true, &t!("demo.service", address = address, directory = directory.path().display()))?;
-    demo.play().await?;
+    demo.tell(true, &text!(language, "demo.gateway", address = gateway, pid = PID))?;
+    demo.tell(true, &text!(language, "demo.service", address = address, directory = directory.path().display()))?;
+    demo.play(language).await?;
 
     stop.cancel();
     simulating.await??;
     // The service may have ended by itself: its own error says why.
     running.await??;
     let passed = demo.passed;
-    output::line(&if passed { t!("demo.passed") } else { t!("demo.failed") })?;
+    output::line(&if passed { text!(language, "demo.passed") } else { text!(language, "demo.failed") })?;
     Ok(if passed { Exit::Done } else { Exit::Failed })
 }
 
@@ -92,36 +92,36 @@ struct Demo {
 }
 
 impl Demo {
-    async fn play(&mut self) -> anyhow::Result<()> {
+    async fn play(&mut self, language: Language) -> anyhow::Result<()> {
         let order = self.create_order().await?;
         let terms = &order.terms;
-        let told = t!("demo.order", order = terms.order_no, user = TELEGRAM_ID, amount = terms.amount);
+        let told = text!(language, "demo.order", order = terms.order_no, user = TELEGRAM_ID, amount = terms.amount);
         self.tell(self.credits().await? == 0, &told)?;
         let link = order.pay_page.as_ref().map(|page| page.url.as_str()).unwrap_or_default();
-        self.tell(!link.is_empty(), &t!("demo.pay_link", link = link))?;
+        self.tell(!link.is_empty(), &text!(language, "demo.pay_link", link = link))?;
 
         self.pay(&order).await?;
         let credits = self.wait_for_credits(70).await?;
-        self.tell(credits == 70, &t!("demo.callback", credits = credits))?;
+        self.tell(credits == 70, &text!(language, "demo.callback", credits = credits))?;
 
         let answer = self.control("callback", &order).await?;
         let (repeated, credits) = (answer.contains("success"), self.credits().await?);
-        self.tell(repeated && credits == 70, &t!("demo.duplicate", credits = credits))?;
+        self.tell(repeated && credits == 70, &text!(language, "demo.duplicate", credits = credits))?;
 
         let forged = self.create_order().await?;
         let body = self.forge(&forged).await?;
         let credits = self.credits().await?;
-        self.tell(body == "fail" && credits == 70, &t!("demo.forgery", body = body, credits = credits))?;
+        self.tell(body == "fail" && credits == 70, &text!(language, "demo.forgery", body = body, credits = credits))?;
 
         let lost = self.create_order().await?;
         self.client.post_form(&self.url("simulate/faults"), &[("fault", "never")], PATIENCE).await?;
         self.pay(&lost).await?;
         let credits = self.wait_for_credits(140).await?;
-        self.tell(credits == 140, &t!("demo.reconciled", order = lost.terms.order_no, credits = credits))?;
+        self.tell(credits == 140, &text!(language, "demo.reconciled", order = lost.terms.order_no, credits = credits))?;
 
         let user = self.store.user(TELEGRAM_ID).await?;
         let expected = User { credits: 140, orders_paid: 2, telegram_id: TELEGRAM_ID };
-        let shown = user.as_ref().map(users::summary).unwrap_or_default();
+        let shown = user.as_ref().map(|user| users::summary(user, language)).unwrap_or_default();
         self.tell(user == Some(expected), &shown)
     }
 

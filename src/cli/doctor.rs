@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use anstyle::AnsiColor;
-use rust_i18n::t;
 use serde::Serialize;
 
 use super::output;
 use crate::config::{ConfigError, Loaded};
 use crate::doctor::{Check, State, examine};
+use crate::domain::language::{Language, Localized, text};
 use crate::process::exit::Exit;
 
 const AFTER_HELP: &str = "\
@@ -30,36 +30,44 @@ pub(super) struct Arguments {
 
 /// What `--json` shows; keys in alphabetical order.
 #[derive(Serialize)]
-struct View<'a> {
-    checks: Vec<CheckView<'a>>,
+struct View {
+    checks: Vec<CheckView>,
     problems: usize,
     warnings: usize,
 }
 
 #[derive(Serialize)]
-struct CheckView<'a> {
+struct CheckView {
     name: String,
     state: State,
-    text: &'a str,
+    text: String,
 }
 
-impl<'a> CheckView<'a> {
-    fn of(check: &'a Check) -> Self {
+impl CheckView {
+    fn of(check: &Check, language: Language) -> Self {
         let Check { subject, of, state, text } = check;
         let name = of.as_ref().map_or(subject.to_string(), |of| format!("{subject}:{of}"));
-        Self { name, state: *state, text }
+        Self { name, state: *state, text: text.text(language) }
     }
 }
 
-pub(super) async fn run(arguments: Arguments, loaded: Result<Loaded, ConfigError>) -> anyhow::Result<Exit> {
+pub(super) async fn run(
+    arguments: Arguments,
+    loaded: Result<Loaded, ConfigError>,
+    language: Language,
+) -> anyhow::Result<Exit> {
     let checks = examine(loaded, &arguments.root).await;
     let count = |state| checks.iter().filter(|check| check.state == state).count();
     let (problems, warnings) = (count(State::Problem), count(State::Warning));
     if arguments.json {
-        output::json(&View { checks: checks.iter().map(CheckView::of).collect(), problems, warnings })?;
+        output::json(&View {
+            checks: checks.iter().map(|check| CheckView::of(check, language)).collect(),
+            problems,
+            warnings,
+        })?;
     } else {
         for check in &checks {
-            let name = t!(format!("check.{}", check.subject));
+            let name = text!(language, format!("check.{}", check.subject));
             let name = check.of.as_ref().map_or(name.to_string(), |of| format!("{name} {of}"));
             let (colour, mark) = match check.state {
                 State::Fine => (AnsiColor::Green, "✓"),
@@ -67,9 +75,12 @@ pub(super) async fn run(arguments: Arguments, loaded: Result<Loaded, ConfigError
                 State::Problem => (AnsiColor::Red, "✗"),
                 State::Skipped => (AnsiColor::BrightBlack, "-"),
             };
-            output::coloured_line(colour, &format!("{mark} {}", t!("doctor.line", name = name, text = check.text)))?;
+            output::coloured_line(
+                colour,
+                &format!("{mark} {}", text!(language, "doctor.line", name = name, text = check.text)),
+            )?;
         }
-        output::line(&t!("doctor.summary", problems = problems, warnings = warnings))?;
+        output::line(&text!(language, "doctor.summary", problems = problems, warnings = warnings))?;
     }
     Ok(if problems > 0 { Exit::Found } else { Exit::Done })
 }

@@ -1,11 +1,10 @@
 //! `events list`, `events replay`.
 
-use rust_i18n::t;
-
 use super::deliveries::{self, List};
 use super::reconcile::parse_since;
 use crate::config::Config;
 use crate::domain::clock::Timestamp;
+use crate::domain::language::{Language, text};
 use crate::domain::order::OrderNo;
 use crate::outbox::EVENTS_DISABLED;
 use crate::process::exit::{Exit, eprint};
@@ -40,26 +39,27 @@ pub(super) struct Replay {
 }
 
 pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exit> {
+    let language = config.language;
     let opening = if matches!(command, Command::List(_)) { Opening::ReadOnly } else { Opening::Existing };
     let store = Store::open(config, opening).await?;
     if config.events.is_none() {
-        eprint(&t!("deliveries.no_events_url"));
+        eprint(&text!(language, "deliveries.no_events_url"));
     }
     let exit = match command {
         Command::List(list) => {
             let disabled = store.recall(EVENTS_DISABLED).await?;
             if disabled.is_some() && disabled == config.events.as_ref().map(|events| events.url.clone()) {
-                eprint(&t!("events.disabled"));
+                eprint(&text!(language, "events.disabled"));
             }
-            deliveries::list(&store, Channel::Event, list).await
+            deliveries::list(&store, Channel::Event, list, config.language).await
         }
-        Command::Replay(replay) => self::replay(&store, replay).await,
+        Command::Replay(replay) => self::replay(&store, replay, config.language).await,
     }?;
     store.close().await?;
     Ok(exit)
 }
 
-async fn replay(store: &Store, arguments: Replay) -> anyhow::Result<Exit> {
+async fn replay(store: &Store, arguments: Replay, language: Language) -> anyhow::Result<Exit> {
     let Replay { order, id, since, failed, json } = arguments;
     let names_none = order.is_none() && id.is_none() && since.is_none();
     let filter = DeliveryFilter {
@@ -75,7 +75,7 @@ async fn replay(store: &Store, arguments: Replay) -> anyhow::Result<Exit> {
     if let Some(since) = since {
         store.add_missing_events(since, Timestamp::now()).await?;
     }
-    let exit = deliveries::again(store, Channel::Event, filter, json).await?;
+    let exit = deliveries::again(store, Channel::Event, filter, json, language).await?;
     // Last: what is due begins to be sent with it.
     store.remember(EVENTS_DISABLED, None).await?;
     Ok(exit)

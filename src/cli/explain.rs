@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use anstyle::AnsiColor;
-use rust_i18n::t;
 use serde::Serialize;
 
 use super::output;
 use crate::config::Config;
 use crate::domain::clock::Timestamp;
+use crate::domain::language::{Language, text};
 use crate::domain::order::OrderView;
 use crate::payments::explain::{Event, EventKind, Explanation, VerdictCode};
 use crate::process::exit::Exit;
@@ -85,21 +85,21 @@ pub(super) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result
         }
     } else {
         for told in &told {
-            print(&arguments.number, told, now)?;
+            print(&arguments.number, told, now, config.language)?;
         }
     }
     Ok(if is_known { Exit::Done } else { Exit::Failed })
 }
 
-fn print(number: &str, told: &Explanation, now: Timestamp) -> anyhow::Result<()> {
+fn print(number: &str, told: &Explanation, now: Timestamp, language: Language) -> anyhow::Result<()> {
     let headline = told.order.as_ref().map_or_else(
         || number.to_owned(),
-        |order| format!("{}  {}", order.terms.order_no, t!(format!("status.{}", order.status(now)))),
+        |order| format!("{}  {}", order.terms.order_no, text!(language, format!("status.{}", order.status(now)))),
     );
     output::coloured_line(AnsiColor::Cyan, &format!("● {headline}"))?;
     for event in &told.events {
         output::line(&output::escaped(&format!("{}  {}", event.at.to_local(), event.text)))?;
-        let label = |name: &str| format!("    {}", t!(format!("explain.label_{name}")));
+        let label = |name: &str| format!("    {}", text!(language, format!("explain.label_{name}")));
         let shown = |value: &str| value.chars().take(VALUE_CHARS_MAX).collect::<String>();
         let rows: Vec<_> = event.details.iter().map(|(name, value)| [label(name), shown(value)]).collect();
         output::columns(&rows)?;

@@ -6,8 +6,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
-use rust_i18n::t;
+use anyhow::Context;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,6 +19,8 @@ use crate::config::{ConfigError, Loaded};
 use crate::dev::simulator::{
     ATTEMPTS_MAX, Event, Fault, FaultAsked, LeftOut, Merchant, PayAnswer, Probability, Settings, Simulator,
 };
+use crate::domain::failure::{LocalizedError, OrFailure, failure};
+use crate::domain::language::{Language, localized, text};
 use crate::domain::secret::Secret;
 use crate::process::exit::{Exit, eprint, usage};
 
@@ -105,30 +106,32 @@ pub(super) struct Simulate {
 pub(super) async fn run(
     command: Command,
     loaded: impl FnOnce() -> Result<Loaded, ConfigError>,
+    language: Language,
 ) -> anyhow::Result<Exit> {
     let Command::Simulate(arguments) = command;
     if !arguments.listen.ip().is_loopback() && !arguments.public {
-        return Err(usage(t!("simulate.not_loopback", address = arguments.listen)));
+        return Err(usage(localized!("simulate.not_loopback", address = arguments.listen)));
     }
-    let merchants = merchants(&arguments, loaded)?;
+    let merchants = merchants(&arguments, loaded, language)?;
     if merchants.is_empty() {
-        return Err(usage(t!("simulate.no_merchant")));
+        return Err(usage(localized!("simulate.no_merchant")));
     }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let cannot_listen = || t!("log.bind_failed", address = arguments.listen).into_owned();
-    let listener = TcpListener::bind(arguments.listen).await.with_context(cannot_listen)?;
+    let cannot_listen = || localized!("log.bind_failed", address = arguments.listen);
+    let listener = TcpListener::bind(arguments.listen).await.or_failure(cannot_listen)?;
     let url = format!("http://{}/", listener.local_addr()?);
     output::line(&if arguments.json {
         json!({ "event": "listening", "url": url }).to_string()
     } else {
-        t!("simulate.listening", url = url).into_owned()
+        text!(language, "simulate.listening", url = url).into_owned()
     })?;
     let seed = arguments.seed.map_or_else(getrandom::u64, Ok)?;
     if arguments.seed.is_none() {
-        eprint(&t!("simulate.seed", seed = seed));
+        eprint(&text!(language, "simulate.seed", seed = seed));
     }
-    let (events, printer) = printer(arguments.json);
+    let (events, printer) = printer(arguments.json, language);
     let settings = Settings {
+        language,
         seed,
         faults: arguments.faults.into_iter().collect(),
         method: arguments.method.into(),
@@ -155,12 +158,13 @@ pub(super) async fn run(
 fn merchants(
     arguments: &Simulate,
     loaded: impl FnOnce() -> Result<Loaded, ConfigError>,
+    language: Language,
 ) -> anyhow::Result<Vec<Merchant>> {
     if let (Some(pid), Some(file)) = (&arguments.pid, &arguments.key_file) {
         let key = read(file)?;
         let key = key.trim_end_matches(['\r', '\n']);
         if key.trim().is_empty() || pid.is_empty() {
-            return Err(usage(t!("simulate.empty_key", path = file.display())));
+            return Err(usage(localized!("simulate.empty_key", path = file.display())));
         }
         return Ok(vec![Merchant::v1(pid, Secret::new(key))]);
     }
@@ -169,15 +173,14 @@ fn merchants(
     for merchant in &loaded()?.config.merchants {
         match Merchant::of(merchant, platform_key.as_ref()) {
             Ok(merchant) => merchants.push(merchant),
-            Err(reason) => eprint(&left_out(reason, &merchant.pid)),
+            Err(reason) => eprint(&left_out(reason, &merchant.pid, language)),
         }
     }
     Ok(merchants)
 }
 
 fn platform_key(file: &Path) -> anyhow::Result<PrivateKey> {
-    PrivateKey::parse(&read(file)?)
-        .map_err(|_| anyhow!(t!("config.bad_private_key", path = file.display()).into_owned()))
+    PrivateKey::parse(&read(file)?).map_err(|_| failure!("config.bad_private_key", path = file.display()))
 }
 
 fn read(file: &Path) -> anyhow::Result<String> {
@@ -186,13 +189,13 @@ fn read(file: &Path) -> anyhow::Result<String> {
 
 /// Prints events, a line each, on a thread of its own: who does not read them must not stop the gateway. The other end of what
 /// comes second is closed when all is printed.
-fn printer(json: bool) -> (Box<dyn Fn(Event) + Send + Sync>, Receiver<()>) {
+fn printer(json: bool, language: Language) -> (Box<dyn Fn(Event) + Send + Sync>, Receiver<()>) {
     let (events, waiting) = sync_channel::<Event>(EVENTS_MAX);
     let (printing, printed) = sync_channel(0);
     thread::spawn(move || {
         let _printing: SyncSender<()> = printing;
         for event in waiting {
-            let line = if json { serde_json::to_string(&event).unwrap_or_default() } else { text(&event) };
+            let line = if json { serde_json::to_string(&event).unwrap_or_default() } else { text(&event, language) };
             // A reader that has gone has seen enough; whoever still speaks to the gateway goes on.
             if output::line(&line).is_err() {
                 return;
@@ -204,41 +207,56 @@ fn printer(json: bool) -> (Box<dyn Fn(Event) + Send + Sync>, Receiver<()>) {
 }
 
 /// An event for a person, as one line whatever merchants put into their fields.
-fn text(event: &Event) -> String {
+fn text(event: &Event, language: Language) -> String {
     let text = match event {
         Event::Created { pid, out_trade_no, trade_no, money } => {
-            t!("simulate.created", order = out_trade_no, pid = pid, trade = trade_no, amount = money)
+            text!(language, "simulate.created", order = out_trade_no, pid = pid, trade = trade_no, amount = money)
         }
-        Event::Paid { out_trade_no, money } => t!("simulate.paid", order = out_trade_no, amount = money),
+        Event::Paid { out_trade_no, money } => text!(language, "simulate.paid", order = out_trade_no, amount = money),
         Event::Callback { out_trade_no, count, sent, answer, delivered } => {
             let mark = if *delivered { '✓' } else { '✗' };
-            t!("simulate.callback", order = out_trade_no, count = count, kind = sent, answer = answer, mark = mark)
+            text!(
+                language,
+                "simulate.callback",
+                order = out_trade_no,
+                count = count,
+                kind = sent,
+                answer = answer,
+                mark = mark
+            )
         }
-        Event::Query { out_trade_no, status } => t!("simulate.query", order = out_trade_no, status = status),
-        Event::Refund { out_trade_no, money } => t!("simulate.refund", order = out_trade_no, amount = money),
-        Event::Closed { out_trade_no } => t!("simulate.closed", order = out_trade_no),
-        Event::Fault { endpoint, fault } => t!("simulate.fault", endpoint = endpoint, fault = fault),
-        Event::Refused { endpoint, reason } => t!("simulate.refused", endpoint = endpoint, reason = reason),
+        Event::Query { out_trade_no, status } => {
+            text!(language, "simulate.query", order = out_trade_no, status = status)
+        }
+        Event::Refund { out_trade_no, money } => {
+            text!(language, "simulate.refund", order = out_trade_no, amount = money)
+        }
+        Event::Closed { out_trade_no } => text!(language, "simulate.closed", order = out_trade_no),
+        Event::Fault { endpoint, fault } => text!(language, "simulate.fault", endpoint = endpoint, fault = fault),
+        Event::Refused { endpoint, reason } => {
+            text!(language, "simulate.refused", endpoint = endpoint, reason = reason)
+        }
     };
     output::escaped(&text)
 }
 
-fn left_out(reason: LeftOut, pid: &str) -> String {
+fn left_out(reason: LeftOut, pid: &str, language: Language) -> String {
     match reason {
-        LeftOut::NoPlatformKey => t!("simulate.no_platform_key", pid = pid),
-        LeftOut::NoPrivateKey => t!("simulate.no_private_key", pid = pid),
+        LeftOut::NoPlatformKey => text!(language, "simulate.no_platform_key", pid = pid),
+        LeftOut::NoPrivateKey => text!(language, "simulate.no_private_key", pid = pid),
     }
     .into_owned()
 }
 
-fn parse_answer(text: &str) -> Result<PayAnswer, String> {
-    PayAnswer::from_name(text).ok_or_else(|| t!("cli.not_one_of", known = PayAnswer::known()).into_owned())
+fn parse_answer(text: &str) -> Result<PayAnswer, LocalizedError> {
+    PayAnswer::from_name(text)
+        .ok_or_else(|| LocalizedError::from(localized!("cli.not_one_of", known = PayAnswer::known())))
 }
 
-fn parse_fault(text: &str) -> Result<FaultAsked, String> {
-    text.parse().map_err(|_| t!("simulate.bad_fault", known = Fault::known()).into_owned())
+fn parse_fault(text: &str) -> Result<FaultAsked, LocalizedError> {
+    text.parse().map_err(|_| LocalizedError::from(localized!("simulate.bad_fault", known = Fault::known())))
 }
 
-fn parse_probability(text: &str) -> Result<Probability, String> {
-    text.parse().map_err(|_| t!("simulate.bad_probability").into_owned())
+fn parse_probability(text: &str) -> Result<Probability, LocalizedError> {
+    text.parse().map_err(|_| LocalizedError::from(localized!("simulate.bad_probability")))
 }

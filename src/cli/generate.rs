@@ -2,13 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::CommandFactory;
 use clap_complete::Shell;
-use rust_i18n::t;
 
 use super::{help, output};
-use crate::domain::language::Language;
+use crate::domain::failure::OrFailure;
+use crate::domain::language::{Language, localized};
 use crate::process::exit::Exit;
 
 const PROGRAM: &str = "webhookctl";
@@ -38,9 +37,9 @@ pub(super) fn completions(arguments: &Completions, language: Language) -> anyhow
 /// Prints the manual's main page, or writes all pages into a directory.
 pub(super) fn man(arguments: &Man, language: Language) -> anyhow::Result<Exit> {
     if let Some(directory) = &arguments.directory {
-        let failed = || t!("cli.cannot_write", path = directory.display()).into_owned();
-        std::fs::create_dir_all(directory).with_context(failed)?;
-        clap_mangen::generate_to(command(language), directory).with_context(failed)?;
+        let failed = || localized!("cli.cannot_write", path = directory.display());
+        std::fs::create_dir_all(directory).or_failure(failed)?;
+        clap_mangen::generate_to(command(language), directory).or_failure(failed)?;
     } else {
         let mut page = Vec::new();
         clap_mangen::Man::new(command(language)).render(&mut page)?;

@@ -5,9 +5,8 @@
 //! and `after_help` what stands below the options of some.
 
 use clap::Command;
-use rust_i18n::t;
 
-use crate::domain::language::Language;
+use crate::domain::language::{Language, text};
 
 /// What stands above, between and below the texts of a page of help; clap's own template has English words in it.
 const TEMPLATE: &str = "{about-with-newline}\n用法：{usage}\n\n{all-args}{after-help}";
@@ -53,7 +52,7 @@ fn text(path: &str, name: &str) -> String {
         "config" | "json" | "help" | "version" => format!("help.options.{name}"),
         name => format!("{path}.{name}"),
     };
-    t!(key, locale = Language::Chinese.name()).into_owned()
+    text!(Language::Chinese, key, locale = Language::Chinese.name()).into_owned()
 }
 
 #[cfg(test)]

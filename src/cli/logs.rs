@@ -5,13 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
-use anyhow::anyhow;
-use rust_i18n::t;
 
 use super::output;
 use crate::config::LogLevel;
 use crate::domain::clock::{LogTime, Timestamp};
+use crate::domain::failure::{LocalizedError, failure};
+use crate::domain::language::{Language, localized, text};
 use crate::process::exit::{Exit, eprint};
+use crate::process::failure::text_of;
 use crate::process::logs::{Filter, Follow, Line, LogFile, complete_end, last_lines, level_of};
 
 /// How many lines are shown where nothing else is asked for.
@@ -39,7 +40,7 @@ pub(super) struct Arguments {
     grep: Vec<String>,
 }
 
-pub(super) fn run(arguments: &Arguments, log_file: &Path) -> anyhow::Result<Exit> {
+pub(super) fn run(arguments: &Arguments, log_file: &Path, language: Language) -> anyhow::Result<Exit> {
     let filter = Filter::new(arguments.level, arguments.since, &arguments.grep);
     let wanted = arguments.lines.or(arguments.since.is_none().then_some(LINES_DEFAULT));
     let mut printer = Printer::new();
@@ -58,20 +59,20 @@ pub(super) fn run(arguments: &Arguments, log_file: &Path) -> anyhow::Result<Exit
             return Ok(Exit::Done);
         }
         None if arguments.follow => {
-            eprint(&t!("logs.waiting", path = log_file.display()));
+            eprint(&text!(language, "logs.waiting", path = log_file.display()));
             Follow::from_nothing(log_file)
         }
-        None => return Err(anyhow!(t!("logs.missing", path = log_file.display()).into_owned())),
+        None => return Err(failure!("logs.missing", path = log_file.display())),
     };
-    go_on(follow, &filter, printer)
+    go_on(follow, &filter, printer, language)
 }
 
 /// Prints new lines until somebody ends it.
-fn go_on(mut follow: Follow, filter: &Filter, mut printer: Printer) -> anyhow::Result<Exit> {
+fn go_on(mut follow: Follow, filter: &Filter, mut printer: Printer, language: Language) -> anyhow::Result<Exit> {
     loop {
         printer.flush()?;
         if let Some(trouble) = follow.take_trouble() {
-            eprint(&format!("{trouble:#}"));
+            eprint(&text_of(&trouble, language));
         }
         output::wait_while_open(LOOK_INTERVAL)?;
         follow.read_on(&mut |line| if filter.admits(line.text) { printer.print(line) } else { Ok(()) })?;
@@ -114,12 +115,13 @@ fn rendered(line: Line<'_>, in_colour: bool) -> String {
     format!("{style}{text}{rest}{style:#}\n")
 }
 
-fn parse_level(text: &str) -> Result<LogLevel, String> {
-    LogLevel::from_name(text).ok_or_else(|| t!("cli.not_one_of", known = LogLevel::known()).into_owned())
+fn parse_level(text: &str) -> Result<LogLevel, LocalizedError> {
+    LogLevel::from_name(text)
+        .ok_or_else(|| LocalizedError::from(localized!("cli.not_one_of", known = LogLevel::known())))
 }
 
-fn parse_since(text: &str) -> Result<LogTime, String> {
-    LogTime::parse_since(text, Timestamp::now()).ok_or_else(|| t!("logs.bad_since").into_owned())
+fn parse_since(text: &str) -> Result<LogTime, LocalizedError> {
+    LogTime::parse_since(text, Timestamp::now()).ok_or_else(|| LocalizedError::from(localized!("logs.bad_since")))
 }
 
 #[cfg(test)]

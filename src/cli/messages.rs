@@ -1,9 +1,8 @@
 //! `messages list`, `messages retry`.
 
-use rust_i18n::t;
-
 use super::deliveries::{self, List};
 use crate::config::Config;
+use crate::domain::language::text;
 use crate::domain::order::OrderNo;
 use crate::process::exit::{Exit, eprint};
 use crate::store::{Channel, DeliveryFilter, DeliveryState, Opening, Store};
@@ -37,13 +36,14 @@ pub(super) struct Retry {
 }
 
 pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exit> {
+    let language = config.language;
     let opening = if matches!(command, Command::List(_)) { Opening::ReadOnly } else { Opening::Existing };
     let store = Store::open(config, opening).await?;
     if config.telegram.token.is_none() {
-        eprint(&t!("deliveries.no_token"));
+        eprint(&text!(language, "deliveries.no_token"));
     }
     let exit = match command {
-        Command::List(list) => deliveries::list(&store, Channel::Telegram, list).await,
+        Command::List(list) => deliveries::list(&store, Channel::Telegram, list, config.language).await,
         Command::Retry(retry) => {
             let filter = DeliveryFilter {
                 state: match (retry.failed, retry.all_due) {
@@ -55,7 +55,7 @@ pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exi
                 id: retry.id,
                 since: None,
             };
-            deliveries::again(&store, Channel::Telegram, filter, retry.json).await
+            deliveries::again(&store, Channel::Telegram, filter, retry.json, config.language).await
         }
     }?;
     store.close().await?;

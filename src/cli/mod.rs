@@ -31,10 +31,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use rust_i18n::t;
 
 use crate::config::{ConfigError, Document, process_environment};
-use crate::domain::language::Language;
+use crate::domain::failure::LocalizedError;
+use crate::domain::language::{Language, localized};
 use crate::process::exit::Exit;
 
 const FILE_HELP: &str = "The configuration file [default: $WEBHOOKCTL_CONFIG, else ./webhookctl.toml if it is there]";
@@ -104,21 +104,34 @@ enum Command {
     Man(generate::Man),
 }
 
+impl Command {
+    /// The language that the command itself is asked to speak.
+    fn language(&self) -> Option<Language> {
+        match self {
+            Self::Config(config::Command::Init { language }) => Some(*language),
+            Self::Demo(demo) => Some(demo.language),
+            _ => None,
+        }
+    }
+}
+
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    Language::Chinese.activate();
     let named = configuration_argument();
     // The command line has errors of its own, so the language is needed before it is parsed. A file that cannot be read is told
     // by the command that needs it.
     let document = crate::config::read(named.as_deref(), &process_environment);
     let language = document.as_ref().map_or(Language::Chinese, Document::language);
-    language.activate();
     let command = help::in_language(Arguments::command(), language);
-    let arguments = command.get_matches();
-    let arguments = Arguments::from_arg_matches(&arguments).unwrap_or_else(|error| error.exit());
+    let matches = match command.try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => return failure::report_usage(&error, language),
+    };
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let language = arguments.command.language().unwrap_or(language);
     match run(arguments, &document, language) {
         Ok(exit) => exit.into(),
-        Err(error) => failure::report(&error).into(),
+        Err(error) => failure::report(&error, language).into(),
     }
 }
 
@@ -143,33 +156,34 @@ fn run(arguments: Arguments, document: &Result<Document, ConfigError>, language:
     // Who stops the service must not need what only serving needs.
     let essentials = || document().map(Document::essentials);
     match arguments.command {
-        Command::Serve(arguments) => Ok(crate::process::serve::run(arguments.into(), loaded(), essentials())),
+        Command::Serve(arguments) => Ok(crate::process::serve::run(arguments.into(), loaded(), essentials(), language)),
         Command::Stop(arguments) => stop::run(&arguments, &essentials()?),
         Command::Reload => reload::run(&essentials()?),
         Command::Status(arguments) => in_runtime(status::run(&arguments, &essentials()?)),
         Command::Start(arguments) => start::run(&arguments, &loaded()?),
         Command::Restart(arguments) => restart::run(&arguments, &loaded()?),
-        Command::Config(command) => config::run(&command, file.as_deref(), loaded),
+        Command::Config(command) => config::run(&command, file.as_deref(), loaded, language),
         Command::Orders(command) => in_runtime(orders::run(command, &loaded()?.config)),
         Command::Users(command) => in_runtime(users::run(command, &loaded()?.config)),
         Command::Reconcile(arguments) => in_runtime(reconcile::run(arguments, &loaded()?.config)),
         Command::Audit(arguments) => in_background(audit::run(arguments, &loaded()?.config)),
-        Command::Doctor(arguments) => in_runtime(doctor::run(arguments, loaded())),
+        Command::Doctor(arguments) => in_runtime(doctor::run(arguments, loaded(), language)),
         Command::Backup(command) => in_background(backup::run(command, &loaded()?.config)),
         Command::Explain(arguments) => in_runtime(explain::run(arguments, &loaded()?.config)),
         Command::Messages(command) => in_runtime(messages::run(command, &loaded()?.config)),
         Command::Events(command) => in_runtime(events::run(command, &loaded()?.config)),
         Command::Trigger(arguments) => in_runtime(trigger::run(arguments, &loaded()?.config)),
-        Command::Logs(arguments) => logs::run(&arguments, &essentials()?.log_file),
-        Command::Gateway(command) => in_runtime(gateway::run(command, loaded)),
+        Command::Logs(arguments) => logs::run(&arguments, &essentials()?.log_file, language),
+        Command::Gateway(command) => in_runtime(gateway::run(command, loaded, language)),
         Command::Demo(arguments) => in_runtime(demo::run(arguments)),
         Command::Completions(arguments) => generate::completions(&arguments, language),
         Command::Man(arguments) => generate::man(&arguments, language),
     }
 }
 
-fn parse_language(text: &str) -> Result<Language, String> {
-    Language::from_name(text).ok_or_else(|| t!("cli.not_one_of", known = Language::known()).into_owned())
+fn parse_language(text: &str) -> Result<Language, LocalizedError> {
+    Language::from_name(text)
+        .ok_or_else(|| LocalizedError::from(localized!("cli.not_one_of", known = Language::known())))
 }
 
 /// Runs one command to its end, on this thread.

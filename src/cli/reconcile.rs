@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rust_i18n::t;
 use serde_json::{Value, json};
 
 use super::output;
 use crate::config::{Config, Current};
 use crate::domain::clock::Timestamp;
+use crate::domain::failure::LocalizedError;
+use crate::domain::language::{Language, localized, text};
 use crate::domain::outcome::Outcome;
 use crate::net::client::Client;
 use crate::payments::gateways::Gateways;
@@ -49,7 +50,7 @@ async fn sweep(arguments: &Arguments, config: &Config, store: &Store) -> anyhow:
     });
     swept.await?;
     progress.finish_and_clear();
-    report.print(arguments)?;
+    report.print(arguments, config.language)?;
     Ok(report.exit())
 }
 
@@ -72,7 +73,7 @@ impl Report {
         }
     }
 
-    fn print(&self, arguments: &Arguments) -> anyhow::Result<()> {
+    fn print(&self, arguments: &Arguments, language: Language) -> anyhow::Result<()> {
         if arguments.json {
             let orders: Vec<Value> = self
                 .orders
@@ -88,17 +89,17 @@ impl Report {
         }
         for (order_no, finding) in &self.orders {
             let what = match finding {
-                Finding::Paid(outcome) => t!("reconcile.paid", outcome = outcome),
-                Finding::Refunded(outcome) => t!("reconcile.refunded", outcome = outcome),
-                Finding::WouldSettle => t!("reconcile.would_settle"),
-                Finding::Contradicts(field) => t!("reconcile.contradicts", field = field),
-                Finding::NoAnswer(error) => t!("reconcile.no_answer", cause = error),
+                Finding::Paid(outcome) => text!(language, "reconcile.paid", outcome = outcome),
+                Finding::Refunded(outcome) => text!(language, "reconcile.refunded", outcome = outcome),
+                Finding::WouldSettle => text!(language, "reconcile.would_settle"),
+                Finding::Contradicts(field) => text!(language, "reconcile.contradicts", field = field),
+                Finding::NoAnswer(error) => text!(language, "reconcile.no_answer", cause = error),
                 Finding::NotPaid(verdict) => verdict.into(),
             };
             output::line(&format!("{order_no}  {what}"))?;
         }
         let counts: Vec<_> = self.counts.iter().map(|(finding, count)| format!("{finding} {count}")).collect();
-        output::line(&t!("reconcile.summary", asked = self.asked, counts = counts.join(", ")))
+        output::line(&text!(language, "reconcile.summary", asked = self.asked, counts = counts.join(", ")))
     }
 
     /// 10 where money had come that nobody knew of; 1 where not every question was answered.
@@ -118,6 +119,6 @@ impl Report {
     }
 }
 
-pub(super) fn parse_since(text: &str) -> Result<Timestamp, String> {
-    Timestamp::parse_since(text, Timestamp::now()).ok_or_else(|| t!("logs.bad_since").into_owned())
+pub(super) fn parse_since(text: &str) -> Result<Timestamp, LocalizedError> {
+    Timestamp::parse_since(text, Timestamp::now()).ok_or_else(|| LocalizedError::from(localized!("logs.bad_since")))
 }

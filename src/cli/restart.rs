@@ -3,11 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::anyhow;
-use rust_i18n::t;
-
 use super::start::{self, Arguments};
 use crate::config::Loaded;
+use crate::domain::failure::{LocalizedError, failure};
+use crate::domain::language::localized;
 use crate::process::control::{Answer, Request, ask};
 use crate::process::exit::Exit;
 use crate::process::pid_file::{Found, Record, look};
@@ -27,9 +26,9 @@ pub(super) fn run(arguments: &Arguments, loaded: &Loaded) -> anyhow::Result<Exit
             // It was there, and only its pid file did not tell for a moment.
             Started::Already { .. } => match look(pid_file)? {
                 Found::Running(old, process) => (old, process),
-                _ => anyhow::bail!(t!("manager.gone_meanwhile").into_owned()),
+                _ => return Err(failure!("manager.gone_meanwhile")),
             },
-            started @ Started::Ready { .. } => return start::tell(started),
+            started @ Started::Ready { .. } => return start::tell(started, loaded.config.language),
         },
     };
     if let Some(unit) = old.unit {
@@ -37,14 +36,14 @@ pub(super) fn run(arguments: &Arguments, loaded: &Loaded) -> anyhow::Result<Exit
     }
     start::prepare(loaded)?;
     let restarted = start::plan(arguments, loaded).take_over(&process).map_err(|error| match who_answers(pid_file) {
-        Some(pid) => error.context(t!("manager.old_goes_on", pid = pid).into_owned()),
+        Some(pid) => LocalizedError::because(localized!("manager.old_goes_on", pid = pid), error),
         None => error,
     });
-    start::tell(restarted?)
+    start::tell(restarted?, loaded.config.language)
 }
 
 fn owned_by_systemd(unit: &str) -> anyhow::Error {
-    anyhow!(t!("manager.owned_by_systemd", unit = unit, verb = "restart").into_owned())
+    failure!("manager.owned_by_systemd", unit = unit, verb = "restart")
 }
 
 /// The service that runs, and is not about to end: perhaps not the one that was there before, as another restart may have been

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use rust_i18n::t;
-
 use super::output;
 use crate::config::{Essentials, Loaded, ensure_rereadable};
+use crate::domain::failure::LocalizedError;
+use crate::domain::language::{Language, localized, text};
 use crate::process::exit::{Exit, eprint};
 use crate::process::port;
 use crate::process::start::{Start, Started};
@@ -18,7 +18,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, loaded: &Loaded) -> anyhow::Result<Exit> {
-    tell(begin(arguments, loaded)?)
+    tell(begin(arguments, loaded)?, loaded.config.language)
 }
 
 /// Starts the service unless it runs.
@@ -27,26 +27,27 @@ pub(super) fn begin(arguments: &Arguments, loaded: &Loaded) -> anyhow::Result<St
     plan(arguments, loaded).start()
 }
 
-pub(super) fn tell(started: Started) -> anyhow::Result<Exit> {
+pub(super) fn tell(started: Started, language: Language) -> anyhow::Result<Exit> {
     output::line(&match started {
         Started::Ready { pid, listen, replaced, noise } => {
             eprint(noise.trim_end());
             if let Some(old) = replaced {
-                t!("manager.restarted", old = old, pid = pid, address = listen)
+                text!(language, "manager.restarted", old = old, pid = pid, address = listen)
             } else {
-                t!("manager.started", pid = pid, address = listen)
+                text!(language, "manager.started", pid = pid, address = listen)
             }
         }
-        Started::Already { pid, listen } => t!("manager.started_already", pid = pid, address = listen),
+        Started::Already { pid, listen } => text!(language, "manager.started_already", pid = pid, address = listen),
     })?;
     Ok(Exit::Done)
 }
 
 /// What has to be right before a service is started, and is worth saying.
 pub(super) fn prepare(loaded: &Loaded) -> anyhow::Result<()> {
+    let language = loaded.config.language;
     ensure_rereadable(loaded.source.file.as_deref())?;
     for warning in &loaded.warnings {
-        eprint(&t!("log.config_warning", finding = warning));
+        eprint(&text!(language, "log.config_warning", finding = warning));
     }
     Ok(())
 }
@@ -62,10 +63,12 @@ pub(super) fn plan<'a>(arguments: &Arguments, loaded: &'a Loaded) -> Start<'a> {
 }
 
 /// A time span as options take it: seconds, with a fraction if need be.
-pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_seconds(text: &str) -> Result<Duration, LocalizedError> {
     let seconds: Option<f64> = text.parse().ok();
     let duration = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    duration.filter(|duration| *duration <= SECONDS_MAX).ok_or_else(|| t!("cli.bad_seconds").into_owned())
+    duration
+        .filter(|duration| *duration <= SECONDS_MAX)
+        .ok_or_else(|| LocalizedError::from(localized!("cli.bad_seconds")))
 }
 
 /// A day: nothing takes longer, and no clock is out of its range.
@@ -73,7 +76,8 @@ const SECONDS_MAX: Duration = Duration::from_hours(24);
 
 /// Somebody may listen where the configured service would, whatever the pid file says; told where it says that nobody runs.
 pub(super) fn listener_beside(essentials: &Essentials) -> Option<String> {
+    let language = essentials.language;
     let address = essentials.listen?;
     let port::Holder { pid, command } = port::holder(address)?;
-    Some(t!("manager.listening", pid = pid, command = command, address = address).into())
+    Some(text!(language, "manager.listening", pid = pid, command = command, address = address).into())
 }

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use anstyle::AnsiColor;
-use rust_i18n::t;
 use serde_json::json;
 
 use super::output;
 use super::start::listener_beside;
 use crate::config::Essentials;
+use crate::domain::language::{Language, Localized, text};
 use crate::process::exit::Exit;
 use crate::process::health::Health;
 use crate::process::pid_file::Record;
@@ -27,7 +27,7 @@ pub(super) async fn run(arguments: &Arguments, essentials: &Essentials) -> anyho
     if arguments.json {
         output::json(&as_json(&status))?;
     } else {
-        let (colour, headline) = headline(&status);
+        let (colour, headline) = headline(&status, essentials.language);
         output::coloured_line(colour, &headline)?;
         output::columns(&rows(&status, essentials))?;
         for line in needs_attention(&status, essentials) {
@@ -64,21 +64,24 @@ fn as_json(status: &Status) -> serde_json::Value {
     })
 }
 
-fn headline(status: &Status) -> (AnsiColor, String) {
+fn headline(status: &Status, language: Language) -> (AnsiColor, String) {
     let (colour, text) = match status {
-        Status::Stopped => (AnsiColor::BrightBlack, t!("status_of.stopped")),
-        Status::Dead(_) | Status::Garbage(_) => (AnsiColor::Red, t!("status_of.dead")),
-        Status::Running { health: Health::Ok(_), .. } => (AnsiColor::Green, t!("status_of.running")),
-        Status::Running { record: Record { listen: None, .. }, .. } => (AnsiColor::Yellow, t!("status_of.starting")),
-        Status::Running { .. } => (AnsiColor::Red, t!("status_of.not_answering")),
-        Status::Unknown(_) => (AnsiColor::Red, t!("status_of.unknown")),
+        Status::Stopped => (AnsiColor::BrightBlack, text!(language, "status_of.stopped")),
+        Status::Dead(_) | Status::Garbage(_) => (AnsiColor::Red, text!(language, "status_of.dead")),
+        Status::Running { health: Health::Ok(_), .. } => (AnsiColor::Green, text!(language, "status_of.running")),
+        Status::Running { record: Record { listen: None, .. }, .. } => {
+            (AnsiColor::Yellow, text!(language, "status_of.starting"))
+        }
+        Status::Running { .. } => (AnsiColor::Red, text!(language, "status_of.not_answering")),
+        Status::Unknown(_) => (AnsiColor::Red, text!(language, "status_of.unknown")),
     };
     (colour, format!("● {text}"))
 }
 
 fn rows(status: &Status, essentials: &Essentials) -> Vec<[String; 2]> {
+    let language = essentials.language;
     let mut rows: Vec<[String; 2]> = Vec::new();
-    let mut row = |name: &str, value: String| rows.push([t!(name).into_owned(), value]);
+    let mut row = |name: &str, value: String| rows.push([text!(language, name).into_owned(), value]);
     match status {
         Status::Stopped | Status::Garbage(_) | Status::Unknown(_) => {}
         Status::Dead(record) => row("status_of.pid", record.pid.to_string()),
@@ -86,11 +89,11 @@ fn rows(status: &Status, essentials: &Essentials) -> Vec<[String; 2]> {
             row("status_of.pid", pid(record));
             if let Some(listen) = record.listen {
                 row("status_of.listen", listen.to_string());
-                row("status_of.health", health_text(*health));
+                row("status_of.health", health_text(*health, language));
             }
             row("status_of.version", record.version.clone());
             if let Some(Vitals { uptime, memory_bytes }) = vitals {
-                row("status_of.uptime", uptime_text(*uptime));
+                row("status_of.uptime", uptime_text(*uptime, language));
                 row("status_of.memory", format!("{} MiB", memory_bytes.div_ceil(1 << 20)));
             }
         }
@@ -106,49 +109,54 @@ fn pid(record: &Record) -> String {
     }
 }
 
-fn health_text(health: Health) -> String {
+fn health_text(health: Health, language: Language) -> String {
     match health {
-        Health::Ok(after) => t!("status_of.ok", ms = format!("{:.1}", after.as_secs_f64() * 1000.0)).into(),
-        Health::Unavailable => t!("status_of.unavailable").into(),
-        Health::NoAnswer => t!("status_of.no_answer").into(),
+        Health::Ok(after) => {
+            text!(language, "status_of.ok", ms = format!("{:.1}", after.as_secs_f64() * 1000.0)).into()
+        }
+        Health::Unavailable => text!(language, "status_of.unavailable").into(),
+        Health::NoAnswer => text!(language, "status_of.no_answer").into(),
     }
 }
 
 /// The two largest units: more is not worth reading.
-fn uptime_text(uptime: Duration) -> String {
+fn uptime_text(uptime: Duration, language: Language) -> String {
     let (minutes, seconds) = (uptime.as_secs() / 60, uptime.as_secs() % 60);
     let (hours, minutes) = (minutes / 60, minutes % 60);
     match (hours / 24, hours % 24) {
-        (0, 0) => t!("status_of.minutes", minutes = minutes, seconds = seconds),
-        (0, hours) => t!("status_of.hours", hours = hours, minutes = minutes),
-        (days, hours) => t!("status_of.days", days = days, hours = hours),
+        (0, 0) => text!(language, "status_of.minutes", minutes = minutes, seconds = seconds),
+        (0, hours) => text!(language, "status_of.hours", hours = hours, minutes = minutes),
+        (days, hours) => text!(language, "status_of.days", days = days, hours = hours),
     }
     .into()
 }
 
 /// What a person should do something about.
 fn needs_attention(status: &Status, essentials: &Essentials) -> Vec<String> {
+    let language = essentials.language;
     let on_disk = env!("CARGO_PKG_VERSION");
     let text = match status {
         Status::Stopped => {
             let beside = listener_beside(essentials);
-            return vec![beside.unwrap_or_else(|| t!("status_of.start_it").into())];
+            return vec![beside.unwrap_or_else(|| text!(language, "status_of.start_it").into())];
         }
-        Status::Dead(record) => t!("status_of.it_died", command = record.command("start")),
-        Status::Unknown(riddle) => riddle.into(),
-        Status::Garbage(text) => t!("manager.left_garbage", path = essentials.pid_file.display(), text = text),
+        Status::Dead(record) => text!(language, "status_of.it_died", command = record.command("start")),
+        Status::Unknown(riddle) => riddle.text(language).into(),
+        Status::Garbage(text) => {
+            text!(language, "manager.left_garbage", path = essentials.pid_file.display(), text = text)
+        }
         Status::Running {
             health: Health::Unavailable | Health::NoAnswer,
             record: Record { listen: Some(_), .. },
             ..
         } => {
-            t!("status_of.look_at_the_log")
+            text!(language, "status_of.look_at_the_log")
         }
         Status::Running { record, .. } if record.version != on_disk => {
-            t!("status_of.other_version", version = on_disk, command = record.command("restart"))
+            text!(language, "status_of.other_version", version = on_disk, command = record.command("restart"))
         }
         Status::Running { record, .. } if record.program.as_ref().is_some_and(Program::is_replaced) => {
-            t!("status_of.other_build", command = record.command("restart"))
+            text!(language, "status_of.other_build", command = record.command("restart"))
         }
         Status::Running { .. } => return Vec::new(),
     };
@@ -162,7 +170,7 @@ mod tests {
     #[test]
     fn an_uptime_has_two_units() {
         for (seconds, numbers) in [(0, "0 0"), (61, "1 1"), (7_325, "2 2"), (183_600, "2 3")] {
-            let text = uptime_text(Duration::from_secs(seconds));
+            let text = uptime_text(Duration::from_secs(seconds), Language::English);
             let found: Vec<_> = text.split(|c: char| !c.is_ascii_digit()).filter(|part| !part.is_empty()).collect();
             assert_eq!(found.join(" "), numbers, "{text}");
         }

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::anyhow;
-use rust_i18n::t;
-
 use super::output;
 use super::start::{listener_beside, parse_seconds};
 use crate::config::Essentials;
+use crate::domain::failure::failure;
+use crate::domain::language::text;
 use crate::process::exit::{Exit, eprint};
 use crate::process::stop::{Leftover, Stopped, stop};
 
@@ -22,32 +21,33 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, essentials: &Essentials) -> anyhow::Result<Exit> {
+    let language = essentials.language;
     let timeout = arguments.timeout.unwrap_or(Duration::from_secs(essentials.stop_timeout_s.into()));
     let seconds = timeout.as_secs_f32();
-    let before_kill = |pid: u32| eprint(&t!("manager.killing", pid = pid, seconds = seconds));
+    let before_kill = |pid: u32| eprint(&text!(language, "manager.killing", pid = pid, seconds = seconds));
     match stop(&essentials.pid_file, timeout, !arguments.no_force, before_kill)? {
         Stopped::WasNotRunning(leftover) => {
             match leftover {
                 Leftover::Nothing => {}
-                Leftover::Record(record) => eprint(&t!("manager.left", pid = record.pid)),
+                Leftover::Record(record) => eprint(&text!(language, "manager.left", pid = record.pid)),
                 Leftover::Garbage(text) => {
-                    eprint(&t!("manager.left_garbage", path = essentials.pid_file.display(), text = text));
+                    eprint(&text!(language, "manager.left_garbage", path = essentials.pid_file.display(), text = text));
                 }
             }
-            output::line(&t!("manager.not_running"))?;
+            output::line(&text!(language, "manager.not_running"))?;
             if let Some(text) = listener_beside(essentials) {
                 eprint(&text);
             }
         }
         Stopped::Finished(record) => {
-            output::line(&t!("manager.stopped", pid = record.pid))?;
+            output::line(&text!(language, "manager.stopped", pid = record.pid))?;
             if let Some(unit) = record.unit {
-                eprint(&t!("manager.stopped_under_systemd", unit = unit));
+                eprint(&text!(language, "manager.stopped_under_systemd", unit = unit));
             }
         }
-        Stopped::Killed(record) => output::line(&t!("manager.killed", pid = record.pid))?,
+        Stopped::Killed(record) => output::line(&text!(language, "manager.killed", pid = record.pid))?,
         Stopped::StillRunning(record) => {
-            return Err(anyhow!(t!("manager.still_running", pid = record.pid, seconds = seconds).into_owned()));
+            return Err(failure!("manager.still_running", pid = record.pid, seconds = seconds));
         }
     }
     Ok(Exit::Done)

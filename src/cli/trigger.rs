@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{anyhow, bail};
 use hyper::Method;
-use rust_i18n::t;
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -16,9 +14,12 @@ use super::callback::{self, Answer, Callback, Connection};
 use super::output;
 use crate::channel::epay::{Credentials, SignedCallback};
 use crate::config::{Config, Merchant};
+use crate::domain::failure::failure;
+use crate::domain::language::localized;
 use crate::domain::order::Order;
 use crate::domain::secret::Secret;
 use crate::process::exit::{Exit, eprint, usage};
+use crate::process::failure::text_of;
 use crate::process::health::reachable;
 use crate::server::NOTIFY_PATH;
 use crate::store::{Opening, Store};
@@ -89,7 +90,7 @@ pub(super) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result
     let callback = signed(&arguments, order.as_ref(), config)?;
     let address = reachable(arguments.address.unwrap_or(config.listen));
     if address.port() == 0 {
-        return Err(usage(t!("cli.which_address")));
+        return Err(usage(localized!("cli.which_address")));
     }
     let sent = callback.signed.masked();
     let url = format!("http://{address}{NOTIFY_PATH}");
@@ -101,7 +102,7 @@ pub(super) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result
     // Some connections may fail where others are answered: both are told.
     match failures.into_iter().next() {
         Some(failure) if answers.is_empty() => return Err(failure),
-        Some(failure) => eprint(&format!("{failure:#}")),
+        Some(failure) => eprint(&text_of(&failure, config.language)),
         None => {}
     }
     if arguments.json {
@@ -128,7 +129,7 @@ fn signed(arguments: &Arguments, order: Option<&Order>, config: &Config) -> anyh
     let mut fields = match (order, &arguments.pid, &arguments.money) {
         (Some(order), _, _) => callback::paid(order),
         (None, Some(pid), Some(money)) => callback::unknown(&arguments.order_no, pid.clone(), money.clone()),
-        (None, _, _) => bail!(t!("cli.no_such_order_to_trigger", order = arguments.order_no).into_owned()),
+        (None, _, _) => return Err(failure!("cli.no_such_order_to_trigger", order = arguments.order_no)),
     };
     for (said, instead) in [
         (&mut fields.pid, &arguments.pid),
@@ -157,13 +158,13 @@ fn signing_key(pid: &str, order_merchant: Option<&str>, live: bool, config: &Con
     let owner = order_merchant.and_then(|pid| config.merchant(pid));
     for merchant in [named, owner].into_iter().flatten() {
         if !merchant.sandbox && !live {
-            bail!(t!("cli.not_sandbox", pid = merchant.pid).into_owned());
+            return Err(failure!("cli.not_sandbox", pid = merchant.pid));
         }
     }
-    let merchant = named.or(owner).ok_or_else(|| anyhow!(t!("cli.merchant_gone", pid = pid).into_owned()))?;
+    let merchant = named.or(owner).ok_or_else(|| failure!("cli.merchant_gone", pid = pid))?;
     match merchant {
         Merchant { credentials: Credentials::V1 { key, .. }, .. } => Ok(key.clone()),
-        Merchant { credentials: Credentials::V2 { .. }, .. } => bail!(t!("cli.trigger_v2", pid = pid).into_owned()),
+        Merchant { credentials: Credentials::V2 { .. }, .. } => Err(failure!("cli.trigger_v2", pid = pid)),
     }
 }
 

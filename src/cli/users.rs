@@ -1,10 +1,10 @@
 //! `users show`, `users grant`.
 
-use rust_i18n::t;
-
 use super::output;
 use crate::config::{CREDITS_MAX, Config};
 use crate::domain::clock::Timestamp;
+use crate::domain::failure::LocalizedError;
+use crate::domain::language::{Language, localized, text};
 use crate::domain::order::User;
 use crate::process::exit::Exit;
 use crate::store::{AccountError, Grant, LedgerEntry, Opening, Store};
@@ -54,39 +54,39 @@ pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exi
         output::json(&user)?;
     } else {
         let history = store.ledger(user.telegram_id, HISTORY_ENTRIES).await?;
-        show(&user, &history)?;
+        show(&user, &history, config.language)?;
     }
     store.close().await?;
     Ok(Exit::Done)
 }
 
 /// A user in one line.
-pub(super) fn summary(user: &User) -> String {
+pub(super) fn summary(user: &User, language: Language) -> String {
     let User { telegram_id, credits, orders_paid } = user;
-    t!("user.summary", user = telegram_id, credits = credits, orders = orders_paid).into_owned()
+    text!(language, "user.summary", user = telegram_id, credits = credits, orders = orders_paid).into_owned()
 }
 
-fn show(user: &User, history: &[LedgerEntry]) -> anyhow::Result<()> {
-    output::line(&summary(user))?;
+fn show(user: &User, history: &[LedgerEntry], language: Language) -> anyhow::Result<()> {
+    output::line(&summary(user, language))?;
     let rows: Vec<_> = history
         .iter()
         .map(|entry| {
             let why = entry.order_no.as_deref().or(entry.reason.as_deref()).unwrap_or_default();
-            let kind = t!(format!("user.{}", entry.kind)).into_owned();
+            let kind = text!(language, format!("user.{}", entry.kind)).into_owned();
             [entry.created_at.to_local().to_string(), format!("{:+}", entry.credits), kind, why.to_owned()]
         })
         .collect();
     output::columns(&rows)
 }
 
-pub(super) fn parse_reason(text: &str) -> Result<String, String> {
+pub(super) fn parse_reason(text: &str) -> Result<String, LocalizedError> {
     let reason = text.trim();
-    if reason.is_empty() { Err(t!("cli.no_reason").into_owned()) } else { Ok(reason.to_owned()) }
+    if reason.is_empty() { Err(LocalizedError::from(localized!("cli.no_reason"))) } else { Ok(reason.to_owned()) }
 }
 
-fn parse_credits(text: &str) -> Result<i64, String> {
+fn parse_credits(text: &str) -> Result<i64, LocalizedError> {
     let credits: Option<i64> = text.parse().ok();
     credits
         .filter(|credits| *credits != 0 && credits.unsigned_abs() <= CREDITS_MAX.unsigned_abs())
-        .ok_or_else(|| t!("cli.bad_grant", max = CREDITS_MAX).into_owned())
+        .ok_or_else(|| LocalizedError::from(localized!("cli.bad_grant", max = CREDITS_MAX)))
 }

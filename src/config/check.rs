@@ -7,14 +7,13 @@ use std::str::FromStr;
 
 use hyper::Uri;
 use ipnet::IpNet;
-use rust_i18n::t;
 
 use super::{
     AddressList, Config, Database, DatabaseUrl, Environment, Finding, Log, LogLevel, Merchant, OrdersConfig, Package,
     PayPageSource, Proof, Protocol, SecretPlaces, ServiceConfig, Telegram, file,
 };
 use crate::channel::epay::{self, Credentials, PlatformKey, PrivateKey};
-use crate::domain::language::Language;
+use crate::domain::language::{Language, LocalizedText, localized};
 use crate::domain::money::{Amount, AmountError};
 use crate::domain::secret::{MASK, Secret};
 use crate::domain::settlement::LatePolicy;
@@ -52,8 +51,8 @@ pub(super) struct Check<'a> {
 }
 
 impl Check<'_> {
-    pub(super) fn error<T>(&mut self, key: &str, text: impl Into<String>) -> Option<T> {
-        self.errors.push(Finding { key: key.to_owned(), text: text.into() });
+    pub(super) fn error<T>(&mut self, key: &str, text: LocalizedText) -> Option<T> {
+        self.errors.push(Finding { key: key.to_owned(), text });
         None
     }
 
@@ -61,19 +60,19 @@ impl Check<'_> {
         self.errors.iter().any(|error| error.key.starts_with(key))
     }
 
-    pub(super) fn warn(&mut self, key: &str, text: impl Into<String>) {
-        self.warnings.push(Finding { key: key.to_owned(), text: text.into() });
+    pub(super) fn warn(&mut self, key: &str, text: LocalizedText) {
+        self.warnings.push(Finding { key: key.to_owned(), text });
     }
 
     fn config(&mut self, written: file::File) -> Option<Config> {
         let listen = match SocketAddr::from_str(&written.listen) {
             Ok(listen) => Some(listen),
-            Err(_) => self.error("listen", t!("config.bad_listen", value = written.listen)),
+            Err(_) => self.error("listen", localized!("config.bad_listen", value = written.listen)),
         };
         let language = self.one_of("language", &written.language, Language::from_name, Language::known);
         let trusted_proxies = self.addresses("trusted_proxies", &written.trusted_proxies);
         if trusted_proxies.0.iter().any(|net| net.prefix_len() == 0) {
-            self.warn("trusted_proxies", t!("config.trusts_everyone"));
+            self.warn("trusted_proxies", localized!("config.trusts_everyone"));
         }
         let database = self.database(&written.database.url);
         let level = self.one_of("log.level", &written.log.level, LogLevel::from_name, LogLevel::known);
@@ -83,12 +82,12 @@ impl Check<'_> {
             ("orders.expire_after_s", written.orders.expire_after_s),
         ] {
             if timeout == 0 {
-                self.error::<()>(key, t!("config.not_positive"));
+                self.error::<()>(key, localized!("config.not_positive"));
             }
         }
         for (key, path) in [("log.file", &written.log.file), ("service.pid_file", &written.service.pid_file)] {
             if path.is_empty() {
-                self.error::<()>(key, t!("config.empty_path"));
+                self.error::<()>(key, localized!("config.empty_path"));
             }
         }
         let merchants = self.merchants(written.merchant);
@@ -132,7 +131,7 @@ impl Check<'_> {
     ) -> Option<T> {
         let found = from_name(value);
         if found.is_none() {
-            self.error::<()>(key, t!("config.not_one_of", value = value, known = known()));
+            self.error::<()>(key, localized!("config.not_one_of", value = value, known = known()));
         }
         found
     }
@@ -144,7 +143,7 @@ impl Check<'_> {
             match address.or_else(|_| text.parse()) {
                 Ok(net) => nets.push(net),
                 Err(_) => {
-                    self.error::<()>(key, t!("config.bad_address", value = text));
+                    self.error::<()>(key, localized!("config.bad_address", value = text));
                 }
             }
         }
@@ -154,9 +153,11 @@ impl Check<'_> {
     fn database(&mut self, url: &str) -> Option<DatabaseUrl> {
         let path = url.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path));
         match path {
-            Some(memory) if memory.starts_with(":memory:") => self.error("database.url", t!("config.memory_database")),
+            Some(memory) if memory.starts_with(":memory:") => {
+                self.error("database.url", localized!("config.memory_database"))
+            }
             Some(path) if !path.is_empty() => Some(DatabaseUrl::Sqlite(self.path(path))),
-            _ => self.error("database.url", t!("config.bad_database_url", value = url)),
+            _ => self.error("database.url", localized!("config.bad_database_url", value = url)),
         }
     }
 
@@ -164,7 +165,7 @@ impl Check<'_> {
     pub(super) fn secret(&mut self, key: &str, inline: Option<String>, file: Option<String>) -> Option<Secret> {
         let file_key = format!("{key}_file");
         match (inline, file) {
-            (Some(_), Some(_)) => self.error(key, t!("config.secret_twice", key = key, file_key = file_key)),
+            (Some(_), Some(_)) => self.error(key, localized!("config.secret_twice", key = key, file_key = file_key)),
             (Some(text), None) => self.secret_text(key, &text),
             (None, Some(file)) => {
                 self.secrets.files.push(self.path(&file));
@@ -177,13 +178,13 @@ impl Check<'_> {
 
     fn secret_text(&mut self, key: &str, text: &str) -> Option<Secret> {
         if text.trim().is_empty() {
-            return self.error(key, t!("config.secret_empty"));
+            return self.error(key, localized!("config.secret_empty"));
         }
         if text == MASK {
-            return self.error(key, t!("config.secret_masked"));
+            return self.error(key, localized!("config.secret_masked"));
         }
         if text.trim() != text || text.chars().any(char::is_control) {
-            return self.error(key, t!("config.secret_white_space"));
+            return self.error(key, localized!("config.secret_white_space"));
         }
         Some(Secret::new(text))
     }
@@ -193,7 +194,7 @@ impl Check<'_> {
         match std::fs::read_to_string(&path) {
             Ok(text) => Some(text),
             Err(error) => {
-                let text = t!("config.secret_unreadable", path = path.display(), error = error);
+                let text = localized!("config.secret_unreadable", path = path.display(), error = error);
                 self.error(key, text)
             }
         }
@@ -201,13 +202,13 @@ impl Check<'_> {
 
     fn merchants(&mut self, written: Vec<file::Merchant>) -> Vec<Merchant> {
         if written.is_empty() {
-            self.warn("merchant", t!("config.no_merchant"));
+            self.warn("merchant", localized!("config.no_merchant"));
         }
         let mut pids = HashSet::new();
         let mut merchants = Vec::new();
         for merchant in written {
             if !pids.insert(merchant.pid.clone()) {
-                self.error::<()>("merchant.pid", t!("config.pid_twice", pid = merchant.pid));
+                self.error::<()>("merchant.pid", localized!("config.pid_twice", pid = merchant.pid));
             }
             merchants.extend(self.merchant(merchant));
         }
@@ -218,7 +219,7 @@ impl Check<'_> {
         let pid = written.pid;
         let key = |name: &str| format!("merchant[{pid}].{name}");
         if pid.is_empty() || !pid.bytes().all(|b| b.is_ascii_graphic() && b != b'&') {
-            return self.error("merchant.pid", t!("config.bad_pid", pid = pid));
+            return self.error("merchant.pid", localized!("config.bad_pid", pid = pid));
         }
         let protocol = self.one_of(&key("protocol"), &written.protocol, Protocol::from_name, Protocol::known)?;
         let has_platform_key = written.platform_public_key_file.is_some();
@@ -228,22 +229,22 @@ impl Check<'_> {
         let credentials = match protocol {
             Protocol::V1 => {
                 if has_platform_key || written.private_key_file.is_some() {
-                    return self.error(&key("protocol"), t!("config.v1_with_v2_keys"));
+                    return self.error(&key("protocol"), localized!("config.v1_with_v2_keys"));
                 }
                 if written.key.is_none() && written.key_file.is_none() {
-                    return self.error(&key("key"), t!("config.key_missing", pid = pid));
+                    return self.error(&key("key"), localized!("config.key_missing", pid = pid));
                 }
                 let previous = self.secret(&key("key_previous"), written.key_previous, written.key_previous_file);
                 let current = self.secret(&key("key"), written.key, written.key_file)?;
                 if previous.as_ref() == Some(&current) {
-                    self.warn(&key("key_previous"), t!("config.key_previous_same"));
+                    self.warn(&key("key_previous"), localized!("config.key_previous_same"));
                 }
                 Credentials::V1 { key: current, key_previous: previous }
             }
             Protocol::V2 => {
                 let v1_keys = [&written.key, &written.key_file, &written.key_previous, &written.key_previous_file];
                 if v1_keys.into_iter().any(Option::is_some) {
-                    return self.error(&key("key"), t!("config.v2_with_v1_key"));
+                    return self.error(&key("key"), localized!("config.v2_with_v1_key"));
                 }
                 let private_key = match written.private_key_file {
                     Some(file) => Some(self.private_key(&key("private_key_file"), &file)?),
@@ -266,12 +267,12 @@ impl Check<'_> {
             None => None,
         };
         if can_ask && (notify_url.is_none() || return_url.is_none()) {
-            self.warn(&key("notify_url"), t!("config.no_notify_url"));
+            self.warn(&key("notify_url"), localized!("config.no_notify_url"));
         }
         let pay_page =
             self.one_of(&key("pay_page"), &written.pay_page, PayPageSource::from_name, PayPageSource::known)?;
         if pay_page == PayPageSource::Link && protocol == Protocol::V2 {
-            return self.error(&key("pay_page"), t!("config.pay_link_v2"));
+            return self.error(&key("pay_page"), localized!("config.pay_link_v2"));
         }
         Some(Merchant {
             protocol,
@@ -293,30 +294,30 @@ impl Check<'_> {
     fn proof(&mut self, key: &str, written: &str, can_ask: bool) -> Option<Proof> {
         let proof = self.one_of(key, written, Proof::from_name, Proof::known)?;
         if proof != Proof::Signature && !can_ask {
-            return self.error(key, t!("config.proof_without_gateway", value = written));
+            return self.error(key, localized!("config.proof_without_gateway", value = written));
         }
         Some(proof)
     }
 
     fn query_above(&mut self, key: &str, written: &str, proof: Proof) -> Option<Amount> {
         if proof != Proof::SignatureAndQuery {
-            self.warn(key, t!("config.query_above_unused"));
+            self.warn(key, localized!("config.query_above_unused"));
         }
         match Amount::parse_price(written) {
             Ok(amount) => Some(amount),
-            Err(_) => self.error(key, t!("config.bad_price", value = written)),
+            Err(_) => self.error(key, localized!("config.bad_price", value = written)),
         }
     }
 
     fn platform_key(&mut self, key: &dyn Fn(&str) -> String, file: Option<String>) -> Option<PlatformKey> {
         let name = key("platform_public_key_file");
         let Some(file) = file else {
-            return self.error(&name, t!("config.platform_key_missing"));
+            return self.error(&name, localized!("config.platform_key_missing"));
         };
         let text = self.read_file(&name, &file)?;
         match PlatformKey::parse(&text) {
             Ok(platform_key) => Some(platform_key),
-            Err(_) => self.error(&name, t!("config.bad_platform_key", path = self.path(&file).display())),
+            Err(_) => self.error(&name, localized!("config.bad_platform_key", path = self.path(&file).display())),
         }
     }
 
@@ -325,7 +326,7 @@ impl Check<'_> {
         let text = self.read_file(key, file)?;
         match PrivateKey::parse(&text) {
             Ok(private_key) => Some(private_key),
-            Err(_) => self.error(key, t!("config.bad_private_key", path = self.path(file).display())),
+            Err(_) => self.error(key, localized!("config.bad_private_key", path = self.path(file).display())),
         }
     }
 
@@ -334,8 +335,8 @@ impl Check<'_> {
         let parsed: Option<Uri> = written.parse().ok();
         let is_http = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
         match parsed.filter(is_http) {
-            None => self.error(key, t!("config.bad_url", value = written)),
-            Some(uri) if uri.query().is_some() && !with_query => self.error(key, t!("config.url_with_query")),
+            None => self.error(key, localized!("config.bad_url", value = written)),
+            Some(uri) if uri.query().is_some() && !with_query => self.error(key, localized!("config.url_with_query")),
             Some(_) => Some(written),
         }
     }
@@ -345,7 +346,7 @@ impl Check<'_> {
         let mut packages = Vec::new();
         for package in written {
             if !ids.insert(package.id.clone()) {
-                self.error::<()>("package.id", t!("config.package_twice", id = package.id));
+                self.error::<()>("package.id", localized!("config.package_twice", id = package.id));
             }
             packages.extend(self.package(package));
         }
@@ -357,7 +358,7 @@ impl Check<'_> {
         let key = |name: &str| format!("package[{id}].{name}");
         let id_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
         if id.is_empty() || !id.bytes().all(id_byte) {
-            return self.error("package.id", t!("config.bad_package_id", id = id));
+            return self.error("package.id", localized!("config.bad_package_id", id = id));
         }
         let fatal = fatal_faults_of_gateway_text(&written.name);
         for fault in faults_of_gateway_text(&written.name) {
@@ -368,14 +369,14 @@ impl Check<'_> {
             }
         }
         if !(1..=CREDITS_MAX).contains(&written.credits) {
-            self.error::<()>(&key("credits"), t!("config.bad_credits", max = CREDITS_MAX));
+            self.error::<()>(&key("credits"), localized!("config.bad_credits", max = CREDITS_MAX));
         }
         let price = match Amount::parse_price(&written.price) {
             Ok(price) if price.fen() > 0 => price,
             Err(AmountError::TooFine) => {
-                return self.error(&key("price"), t!("config.price_decimals", value = written.price));
+                return self.error(&key("price"), localized!("config.price_decimals", value = written.price));
             }
-            _ => return self.error(&key("price"), t!("config.bad_price", value = written.price)),
+            _ => return self.error(&key("price"), localized!("config.bad_price", value = written.price)),
         };
         Some(Package { name: written.name, price, credits: written.credits, id })
     }
@@ -384,7 +385,7 @@ impl Check<'_> {
         let user_char = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
         let bot_username = written.bot_username.strip_prefix('@').unwrap_or(&written.bot_username).to_owned();
         if !bot_username.bytes().all(user_char) {
-            self.error::<()>("telegram.bot_username", t!("config.bad_bot_username", value = bot_username));
+            self.error::<()>("telegram.bot_username", localized!("config.bad_bot_username", value = bot_username));
         }
         let texts = self.texts(written.texts);
         Some(Telegram {
@@ -405,12 +406,12 @@ impl Check<'_> {
         let (pid, key) = (environment("PAYMENT_PID"), environment("PAYMENT_KEY"));
         let Some(pid) = pid else {
             if key.is_some() {
-                self.error::<()>("PAYMENT_PID", t!("config.environment_pid"));
+                self.error::<()>("PAYMENT_PID", localized!("config.environment_pid"));
             }
             return;
         };
         if key.is_none() {
-            self.error::<()>("PAYMENT_KEY", t!("config.environment_key"));
+            self.error::<()>("PAYMENT_KEY", localized!("config.environment_key"));
             return;
         }
         let page = environment("PAYMENT_SUBMIT_URL").or_else(|| environment("PAYMENT_API_URL"));
@@ -436,22 +437,22 @@ impl Check<'_> {
 }
 
 /// The reasons why a product name or `param` must not be sent to a gateway.
-pub(crate) fn faults_of_gateway_text(text: &str) -> Vec<String> {
+pub(crate) fn faults_of_gateway_text(text: &str) -> Vec<LocalizedText> {
     let mut faults = fatal_faults_of_gateway_text(text);
     if faults.is_empty() {
         faults.extend(
-            epay::forbidden_char(text).map(|c| t!("config.name_comes_back_changed", char = shown_char(c)).into_owned()),
+            epay::forbidden_char(text).map(|c| localized!("config.name_comes_back_changed", char = shown_char(c))),
         );
     }
     faults
 }
 
 /// Those of them that make a configuration unusable. Others only keep the package from being sold.
-fn fatal_faults_of_gateway_text(text: &str) -> Vec<String> {
+fn fatal_faults_of_gateway_text(text: &str) -> Vec<LocalizedText> {
     let ambiguous = text.chars().find(|&c| epay::is_ambiguous(c));
-    let ambiguous = ambiguous.map(|c| t!("config.name_forbidden", char = shown_char(c)).into_owned());
+    let ambiguous = ambiguous.map(|c| localized!("config.name_forbidden", char = shown_char(c)));
     let is_short_and_visible = !text.trim().is_empty() && text.len() <= NAME_BYTES_MAX;
-    let length = (!is_short_and_visible).then(|| t!("config.name_length", max = NAME_BYTES_MAX).into_owned());
+    let length = (!is_short_and_visible).then(|| localized!("config.name_length", max = NAME_BYTES_MAX));
     ambiguous.into_iter().chain(length).collect()
 }
 

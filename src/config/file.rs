@@ -2,12 +2,11 @@
 
 use std::path::Path;
 
-use rust_i18n::t;
 use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::{Essentials, Finding};
-use crate::domain::language::Language;
+use crate::domain::language::{Language, localized};
 
 /// How many broken lines are looked past: a file with more of them is none of ours.
 const BROKEN_LINES_MAX: usize = 100;
@@ -250,6 +249,7 @@ pub(super) fn essentials(text: &str, directory: &Path) -> Essentials {
     Essentials {
         pid_file: path("service", "pid_file", defaults.pid_file),
         stop_timeout_s: stop_timeout_s.unwrap_or(defaults.stop_timeout_s),
+        language: language(text),
         listen: listen.and_then(|listen| listen.parse().ok()),
         log_file: path("log", "file", Log::default().file),
     }
@@ -282,19 +282,22 @@ fn finding(error: &toml::de::Error, text: &str) -> Finding {
     let line = before.matches('\n').count() + 1;
     let line_text = text.lines().nth(line - 1).unwrap_or_default();
     let message = error.message();
-    let place = t!("config.line", line = line);
+    let place = localized!("config.line", line = line);
     if let Some((_, expected)) = message.strip_prefix("invalid ").and_then(|what| what.split_once(", expected ")) {
         // Not the whole message: it repeats the value, which may be a secret.
-        let expected = if expected == "a string" { t!("config.text_in_quotes") } else { expected.into() };
-        let text = t!("config.wrong_type", place = place, expected = expected).into();
+        let text = if expected == "a string" {
+            localized!("config.wrong_type", place = place, expected = localized!("config.text_in_quotes"))
+        } else {
+            localized!("config.wrong_type", place = place, expected = expected)
+        };
         return Finding { key: key_of_line(line_text), text };
     }
     match UnknownKey::in_message(message) {
         Some(unknown) => Finding {
             key: unknown.key.to_owned(),
             text: match unknown.nearest() {
-                Some(nearest) => t!("config.unknown_key_near", place = place, nearest = nearest).into(),
-                None => t!("config.unknown_key", place = place, known = unknown.known.join(", ")).into(),
+                Some(nearest) => localized!("config.unknown_key_near", place = place, nearest = nearest),
+                None => localized!("config.unknown_key", place = place, known = unknown.known.join(", ")),
             },
         },
         None => Finding {
@@ -302,7 +305,7 @@ fn finding(error: &toml::de::Error, text: &str) -> Finding {
                 Some(missing) => missing.trim_matches('`').to_owned(),
                 None => key_of_line(line_text),
             },
-            text: t!("config.bad_toml", place = place, message = message).into(),
+            text: localized!("config.bad_toml", place = place, message = message),
         },
     }
 }

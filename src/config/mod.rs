@@ -17,11 +17,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use rust_i18n::t;
 use serde::Serialize;
 
 use crate::channel::epay::{self, Credentials, Diagnosis};
-use crate::domain::language::Language;
+use crate::domain::language::{Language, Localized, LocalizedText, localized, text};
 use crate::domain::money::Amount;
 use crate::domain::named::named_enum;
 use crate::domain::secret::Secret;
@@ -307,7 +306,7 @@ impl Config {
 
     /// Reads a configuration from TOML text instead of a file; its relative paths are relative to `directory`.
     ///
-    /// No environment variable is looked at, and errors are told in the language that the process has.
+    /// No environment variable is looked at.
     pub fn from_toml(text: &str, directory: &Path) -> Result<Self, ConfigError> {
         let source = Source { file: None, directory: directory.to_owned() };
         parse(source, text, &|_| None).map(|loaded| loaded.config)
@@ -351,7 +350,7 @@ pub struct Finding {
     /// The key, as `table.key`, with its merchant or package where there are several.
     pub key: String,
     /// What is wrong, and the remedy.
-    pub text: String,
+    pub(crate) text: LocalizedText,
 }
 
 impl fmt::Display for Finding {
@@ -359,7 +358,14 @@ impl fmt::Display for Finding {
         if !self.key.is_empty() {
             write!(f, "{}: ", self.key)?;
         }
-        f.write_str(&self.text)
+        self.text.fmt(f)
+    }
+}
+
+impl Localized for Finding {
+    fn text(&self, language: Language) -> String {
+        let text = self.text.text(language);
+        if self.key.is_empty() { text } else { format!("{}: {text}", self.key) }
     }
 }
 
@@ -374,26 +380,38 @@ pub struct ConfigError {
 
 impl ConfigError {
     /// A single finding.
-    pub(crate) fn of(file: Option<PathBuf>, key: &str, text: impl Into<String>) -> Self {
-        Self { file, findings: vec![Finding { key: key.to_owned(), text: text.into() }] }
+    pub(crate) fn of(file: Option<PathBuf>, key: &str, text: LocalizedText) -> Self {
+        Self { file, findings: vec![Finding { key: key.to_owned(), text }] }
     }
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", t!("config.error", file = file_name(self.file.as_deref())))?;
-        for finding in &self.findings {
-            write!(f, "\n  {finding}")?;
+        f.write_str("bad_configuration: ")?;
+        match &self.file {
+            Some(file) => write!(f, "{}", file.display())?,
+            None => f.write_str("no file")?,
         }
-        Ok(())
+        self.findings.iter().try_for_each(|finding| write!(f, "\n  {finding}"))
+    }
+}
+
+impl Localized for ConfigError {
+    fn text(&self, language: Language) -> String {
+        let mut text = text!(language, "config.error", file = file_name(self.file.as_deref(), language)).into_owned();
+        for finding in &self.findings {
+            text.push_str("\n  ");
+            text.push_str(&finding.text(language));
+        }
+        text
     }
 }
 
 /// The file's name for a person, or that there is none.
-pub(crate) fn file_name(file: Option<&Path>) -> String {
+pub(crate) fn file_name(file: Option<&Path>, language: Language) -> String {
     match file {
         Some(file) => file.display().to_string(),
-        None => t!("config.no_file").into_owned(),
+        None => text!(language, "config.no_file").into_owned(),
     }
 }
 
@@ -422,6 +440,8 @@ fn locate(named: Option<&Path>, environment: Environment) -> Option<PathBuf> {
 /// What it takes to find the service and to stop it: read from a file in which anything else may be wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Essentials {
+    /// The language of what commands print.
+    pub language: Language,
     /// The file that the running service holds locked.
     pub pid_file: PathBuf,
     /// How long requests may take to finish when the service stops, in seconds.
@@ -441,12 +461,12 @@ pub(crate) struct Document {
 /// Reads the configuration file, if there is one.
 pub(crate) fn read(named: Option<&Path>, environment: Environment) -> Result<Document, ConfigError> {
     let file = locate(named, environment).map(|file| std::path::absolute(&file).unwrap_or(file));
-    let error = |text: String| ConfigError::of(file.clone(), "", text);
+    let error = |text: LocalizedText| ConfigError::of(file.clone(), "", text);
     let (text, directory) = if let Some(file) = &file {
-        let text = std::fs::read_to_string(file).map_err(|e| error(t!("config.unreadable", error = e).into()))?;
+        let text = std::fs::read_to_string(file).map_err(|e| error(localized!("config.unreadable", error = e)))?;
         (text, file.parent().unwrap_or(Path::new("/")).to_owned())
     } else {
-        (String::new(), std::env::current_dir().map_err(|e| error(e.to_string()))?)
+        (String::new(), std::env::current_dir().map_err(|e| error(localized!("config.unreadable", error = e)))?)
     };
     Ok(Document { source: Source { file, directory }, text })
 }
@@ -461,7 +481,7 @@ pub(crate) fn read_again(file: Option<&Path>, environment: Environment) -> Resul
 pub(crate) fn ensure_rereadable(file: Option<&Path>) -> Result<(), ConfigError> {
     match file.map(|file| (file, file.metadata())) {
         Some((file, Ok(metadata))) if !metadata.is_file() => {
-            Err(ConfigError::of(Some(file.to_owned()), "", t!("config.not_a_file")))
+            Err(ConfigError::of(Some(file.to_owned()), "", localized!("config.not_a_file")))
         }
         _ => Ok(()),
     }

@@ -7,12 +7,11 @@ use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use rust_i18n::t;
 use serde::{Serialize, Serializer};
 
 use super::check::Check;
 use super::file;
-use crate::domain::language::Language;
+use crate::domain::language::{Language, localized, text};
 use crate::domain::secret::Secret;
 
 /// How many questions an unpaid order may cause at most.
@@ -161,13 +160,13 @@ impl Check<'_> {
         let schedule = &written.schedule_s;
         let grows = schedule.windows(2).all(|pair| pair[0] < pair[1]);
         if schedule.len() > QUESTIONS_MAX || !grows || schedule.first() == Some(&0) {
-            self.error::<()>("reconcile.schedule_s", t!("config.bad_schedule", max = QUESTIONS_MAX));
+            self.error::<()>("reconcile.schedule_s", localized!("config.bad_schedule", max = QUESTIONS_MAX));
         }
         for (key, value) in
             [("reconcile.concurrency", written.concurrency), ("reconcile.per_minute", written.per_minute)]
         {
             if value == 0 {
-                self.error::<()>(key, t!("config.not_positive"));
+                self.error::<()>(key, localized!("config.not_positive"));
             }
         }
         Reconcile { schedule_s: written.schedule_s, concurrency: written.concurrency, per_minute: written.per_minute }
@@ -181,24 +180,27 @@ impl Check<'_> {
     }
 
     fn language_texts(&mut self, language: Language, written: file::LanguageTexts) -> Option<LanguageTexts> {
-        let mut text = |name: &str, written: Option<String>| {
-            let default = || t!(format!("message.{name}"), locale = language.name()).into_owned();
+        let mut template = |name: &str, written: Option<String>| {
+            let default = || text!(language, format!("message.{name}")).into_owned();
             self.template(&format!("telegram.texts.{language}.{name}"), &written.unwrap_or_else(default))
         };
-        let (settled, review, refunded) =
-            (text("settled", written.settled), text("review", written.review), text("refunded", written.refunded));
+        let (settled, review, refunded) = (
+            template("settled", written.settled),
+            template("review", written.review),
+            template("refunded", written.refunded),
+        );
         Some(LanguageTexts { settled: settled?, review: review?, refunded: refunded? })
     }
 
     fn template(&mut self, key: &str, text: &str) -> Option<Template> {
         if text.trim().is_empty() || text.chars().count() > TEXT_CHARS_MAX {
-            return self.error(key, t!("config.bad_text_length", max = TEXT_CHARS_MAX));
+            return self.error(key, localized!("config.bad_text_length", max = TEXT_CHARS_MAX));
         }
         match Template::parse(text) {
             Ok(template) => Some(template),
             Err(place) => {
                 let known = Template::PLACES.map(|place| format!("{{{place}}}")).join(", ");
-                self.error(key, t!("config.unknown_place", place = place, known = known))
+                self.error(key, localized!("config.unknown_place", place = place, known = known))
             }
         }
     }
@@ -207,7 +209,7 @@ impl Check<'_> {
         let token = self.secret("api.token", written.token, written.token_file);
         let Some(listen) = written.listen else {
             if token.is_some() {
-                self.warn("api.listen", t!("config.api_off"));
+                self.warn("api.listen", localized!("config.api_off"));
             }
             return None;
         };
@@ -216,16 +218,16 @@ impl Check<'_> {
         } else {
             match SocketAddr::from_str(&listen) {
                 Ok(address) => ApiListen::Tcp(address),
-                Err(_) => return self.error("api.listen", t!("config.bad_api_listen", value = listen)),
+                Err(_) => return self.error("api.listen", localized!("config.bad_api_listen", value = listen)),
             }
         };
         if matches!(listen, ApiListen::Tcp(address) if !address.ip().is_loopback()) {
-            self.warn("api.listen", t!("config.api_is_public"));
+            self.warn("api.listen", localized!("config.api_is_public"));
         }
         match token {
             Some(token) => Some(Api { listen, token }),
             None if self.has_error_about("api.token") => None,
-            None => self.error("api.token_file", t!("config.api_token_missing")),
+            None => self.error("api.token_file", localized!("config.api_token_missing")),
         }
     }
 
@@ -233,16 +235,16 @@ impl Check<'_> {
         let secret = self.secret("events.secret", written.secret, written.secret_file);
         let Some(url) = written.url else {
             if secret.is_some() {
-                self.warn("events.url", t!("config.events_off"));
+                self.warn("events.url", localized!("config.events_off"));
             }
             return None;
         };
         let url = self.url("events.url", Some(url), true);
         match secret {
             Some(secret) if decode_event_secret(secret.expose()).is_some() => Some(Events { url: url?, secret }),
-            Some(_) => self.error("events.secret", t!("config.bad_event_secret")),
+            Some(_) => self.error("events.secret", localized!("config.bad_event_secret")),
             None if self.has_error_about("events.secret") => None,
-            None => self.error("events.secret_file", t!("config.event_secret_missing")),
+            None => self.error("events.secret_file", localized!("config.event_secret_missing")),
         }
     }
 }

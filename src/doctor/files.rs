@@ -6,11 +6,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
-use rust_i18n::t;
 use rustix::fs::statvfs;
 
-use super::{Check, State, Subject};
+use super::{Check, State, Subject, joined};
 use crate::config::{Config, DatabaseUrl, Loaded};
+use crate::domain::language::{LocalizedText, localized};
 use crate::files::{is_open_to_others, octal};
 
 /// Bits of a file's mode.
@@ -42,18 +42,18 @@ pub(super) fn secrets(loaded: &Loaded) -> Check {
             continue;
         }
         if metadata.mode() & GROUP_OR_OTHERS_WRITE != 0 {
-            complaints.push(t!("doctor.secret_writable", path = path, mode = mode));
+            complaints.push(localized!("doctor.secret_writable", path = path, mode = mode));
         } else if holds_secrets && is_open_to_others(metadata.mode()) {
-            complaints.push(t!("doctor.secret_readable", path = path, mode = mode));
+            complaints.push(localized!("doctor.secret_readable", path = path, mode = mode));
         }
     }
     if !complaints.is_empty() {
-        return Check::new(Subject::Secrets, State::Problem, complaints.join("; "));
+        return Check::new(Subject::Secrets, State::Problem, joined(&complaints));
     }
     if secrets.files.is_empty() && !secrets.inline {
-        return Check::new(Subject::Secrets, State::Skipped, t!("doctor.no_secrets"));
+        return Check::new(Subject::Secrets, State::Skipped, localized!("doctor.no_secrets"));
     }
-    Check::new(Subject::Secrets, State::Fine, t!("doctor.secrets_fine"))
+    Check::new(Subject::Secrets, State::Fine, localized!("doctor.secrets_fine"))
 }
 
 /// Whether this user can write where the service has to, and no other user read or write there.
@@ -66,39 +66,39 @@ pub(super) fn directories(config: &Config) -> Check {
     let complaints: Vec<_> =
         complaints.chain(files.into_iter().filter_map(|file| complaint_about_others(file))).collect();
     if complaints.is_empty() {
-        Check::new(Subject::Directories, State::Fine, t!("doctor.directories_fine"))
+        Check::new(Subject::Directories, State::Fine, localized!("doctor.directories_fine"))
     } else {
-        Check::new(Subject::Directories, State::Problem, complaints.join("; "))
+        Check::new(Subject::Directories, State::Problem, joined(&complaints))
     }
 }
 
-fn complaint_about_directory(directory: &Path) -> Option<String> {
+fn complaint_about_directory(directory: &Path) -> Option<LocalizedText> {
     let (there, metadata) = nearest(directory)?;
     let path = there.display();
     if !metadata.is_dir() {
-        return Some(t!("doctor.not_a_directory", path = path).into());
+        return Some(localized!("doctor.not_a_directory", path = path));
     }
     if let Err(error) = access(&*there, AccessFlags::R_OK | AccessFlags::W_OK | AccessFlags::X_OK) {
-        return Some(t!("doctor.not_writable", path = path, error = error.desc()).into());
+        return Some(localized!("doctor.not_writable", path = path, error = error.desc()));
     }
     // Where it is still to be made, it will be made for its owner.
     let is_open = there == directory && metadata.mode() & OTHERS_WRITE != 0 && metadata.mode() & STICKY == 0;
-    is_open.then(|| t!("doctor.writable_by_all", path = path).into())
+    is_open.then(|| localized!("doctor.writable_by_all", path = path))
 }
 
-fn complaint_about_file(file: &Path) -> Option<String> {
+fn complaint_about_file(file: &Path) -> Option<LocalizedText> {
     let (metadata, path) = (file.metadata().ok()?, file.display());
     if !metadata.is_file() {
-        return Some(t!("doctor.not_a_file", path = path).into());
+        return Some(localized!("doctor.not_a_file", path = path));
     }
     if let Err(error) = access(file, AccessFlags::R_OK | AccessFlags::W_OK) {
-        return Some(t!("doctor.not_writable", path = path, error = error.desc()).into());
+        return Some(localized!("doctor.not_writable", path = path, error = error.desc()));
     }
     None
 }
 
 /// Other users can use the file, or one that was made from it: a log or a copy of the database, a log that was rotated.
-fn complaint_about_others(base: &Path) -> Option<String> {
+fn complaint_about_others(base: &Path) -> Option<LocalizedText> {
     let name = base.file_name()?.as_encoded_bytes();
     let mut open: Vec<_> = std::fs::read_dir(base.parent()?)
         .ok()?
@@ -110,7 +110,7 @@ fn complaint_about_others(base: &Path) -> Option<String> {
     open.sort_by(|(one, _), (other, _)| one.cmp(other));
     let (path, metadata) = open.first()?;
     let mode = octal(metadata.mode());
-    Some(t!("doctor.open_to_all", path = path.display(), mode = mode, base = base.display()).into())
+    Some(localized!("doctor.open_to_all", path = path.display(), mode = mode, base = base.display()))
 }
 
 /// What there is of a path: itself, or the directory that it would be made in.
@@ -137,7 +137,7 @@ pub(super) fn disk(config: &Config) -> Check {
             Err(error) => Check::new(
                 Subject::Disk,
                 State::Skipped,
-                t!("doctor.disk_unknown", path = there.display(), error = error),
+                localized!("doctor.disk_unknown", path = there.display(), error = error),
             ),
         };
         let is_worse = |worst: &Check| severity(check.state) > severity(worst.state);
@@ -145,7 +145,7 @@ pub(super) fn disk(config: &Config) -> Check {
             worst = Some(check);
         }
     }
-    worst.unwrap_or_else(|| Check::new(Subject::Disk, State::Skipped, t!("doctor.configuration_first")))
+    worst.unwrap_or_else(|| Check::new(Subject::Disk, State::Skipped, localized!("doctor.configuration_first")))
 }
 
 fn severity(state: State) -> u8 {
@@ -160,16 +160,16 @@ fn severity(state: State) -> u8 {
 fn room_at(path: &Path, bytes: u64, inodes: Option<u64>) -> Check {
     let (path, mib) = (path.display(), bytes >> 20);
     if inodes.is_some_and(|inodes| inodes < INODES_NEEDED) {
-        return Check::new(Subject::Disk, State::Problem, t!("doctor.disk_no_inodes", path = path));
+        return Check::new(Subject::Disk, State::Problem, localized!("doctor.disk_no_inodes", path = path));
     }
     let state = match bytes {
         0..BYTES_NEEDED => State::Problem,
         BYTES_NEEDED..BYTES_WANTED => State::Warning,
         BYTES_WANTED.. => {
-            return Check::new(Subject::Disk, State::Fine, t!("doctor.disk_fine", path = path, mib = mib));
+            return Check::new(Subject::Disk, State::Fine, localized!("doctor.disk_fine", path = path, mib = mib));
         }
     };
-    Check::new(Subject::Disk, state, t!("doctor.disk_low", path = path, mib = mib))
+    Check::new(Subject::Disk, state, localized!("doctor.disk_low", path = path, mib = mib))
 }
 
 #[cfg(test)]

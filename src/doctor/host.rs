@@ -3,9 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rust_i18n::t;
-
 use super::{Check, State, Subject};
+use crate::domain::language::{LocalizedText, localized};
 use crate::process::pid_file::Record;
 
 /// Where units are, those first that win.
@@ -21,7 +20,7 @@ const SYSTEMD_RUNS: &str = "run/systemd/system";
 
 /// Whether logrotate is told of the log file, and tells the service.
 pub(super) fn log_rotation(root: &Path, log_file: &Path) -> Check {
-    let check = |state, text: std::borrow::Cow<'_, str>| Check::new(Subject::LogRotation, state, text);
+    let check = |state, text: LocalizedText| Check::new(Subject::LogRotation, state, text);
     let files = [root.join("etc/logrotate.conf")].into_iter().chain(files_in(&root.join("etc/logrotate.d")));
     for file in files {
         let Ok(text) = fs::read_to_string(&file) else { continue };
@@ -29,15 +28,15 @@ pub(super) fn log_rotation(root: &Path, log_file: &Path) -> Check {
         match blocks(&text).into_iter().find(|block| block.names(log_file)) {
             None => {}
             Some(block) if block.has("copytruncate") => {
-                return check(State::Warning, t!("doctor.rotation_truncates", path = path));
+                return check(State::Warning, localized!("doctor.rotation_truncates", path = path));
             }
             Some(block) if !block.has("reload") && !block.has("HUP") && !block.has("restart") => {
-                return check(State::Warning, t!("doctor.rotation_tells_nobody", path = path));
+                return check(State::Warning, localized!("doctor.rotation_tells_nobody", path = path));
             }
-            Some(_) => return check(State::Fine, t!("doctor.rotation_fine", path = path)),
+            Some(_) => return check(State::Fine, localized!("doctor.rotation_fine", path = path)),
         }
     }
-    check(State::Warning, t!("doctor.rotation_missing", path = log_file.display()))
+    check(State::Warning, localized!("doctor.rotation_missing", path = log_file.display()))
 }
 
 /// A stanza of a logrotate configuration.
@@ -90,21 +89,21 @@ fn fits(pattern: &[u8], path: &[u8]) -> bool {
 
 /// Whether systemd starts the service with this configuration after a reboot.
 pub(super) fn systemd(root: &Path, config_file: Option<&Path>, running: Option<&Record>) -> Check {
-    let check = |state, text: std::borrow::Cow<'_, str>| Check::new(Subject::Systemd, state, text);
+    let check = |state, text: LocalizedText| Check::new(Subject::Systemd, state, text);
     if !root.join(SYSTEMD_RUNS).is_dir() {
-        return check(State::Skipped, t!("doctor.no_systemd"));
+        return check(State::Skipped, localized!("doctor.no_systemd"));
     }
     let Some(unit) = unit(root, config_file) else {
-        return check(State::Warning, t!("doctor.unit_missing"));
+        return check(State::Warning, localized!("doctor.unit_missing"));
     };
     let name = unit.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if !is_enabled(root, &name) {
-        return check(State::Warning, t!("doctor.unit_disabled", unit = name));
+        return check(State::Warning, localized!("doctor.unit_disabled", unit = name));
     }
     match running {
         // Then there are two who start and stop it.
-        Some(Record { unit: None, .. }) => check(State::Warning, t!("doctor.unit_beside", unit = name)),
-        _ => check(State::Fine, t!("doctor.unit_fine", unit = name)),
+        Some(Record { unit: None, .. }) => check(State::Warning, localized!("doctor.unit_beside", unit = name)),
+        _ => check(State::Fine, localized!("doctor.unit_fine", unit = name)),
     }
 }
 
@@ -147,6 +146,7 @@ fn files_in(directory: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::language::{Language, Localized};
 
     #[test]
     fn a_log_file_is_found_by_its_pattern() {
@@ -172,7 +172,7 @@ mod tests {
             fs::write(root.path().join("etc/logrotate.conf"), "weekly\ninclude /etc/logrotate.d\n").unwrap();
             fs::write(root.path().join("etc/logrotate.d/x"), text).unwrap();
             let check = log_rotation(root.path(), Path::new("/var/log/webhookctl/payment_webhook_v1.log"));
-            (check.state, check.text)
+            (check.state, check.text.text(Language::English))
         };
         let shipped = include_str!("../../scripts/webhookctl.logrotate");
         assert_eq!(rotate(shipped).0, State::Fine);
@@ -198,7 +198,7 @@ mod tests {
         fs::create_dir_all(path("etc/systemd/system/multi-user.target.wants")).unwrap();
         let unit = path("etc/systemd/system/webhookctl.service");
         fs::write(&unit, include_str!("../../scripts/webhookctl.service")).unwrap();
-        assert!(systemd(root.path(), Some(config), None).text.contains("enable"));
+        assert!(systemd(root.path(), Some(config), None).text.text(Language::English).contains("enable"));
         std::os::unix::fs::symlink(&unit, path("etc/systemd/system/multi-user.target.wants/webhookctl.service"))
             .unwrap();
         assert_eq!(look(config), State::Fine);

@@ -10,12 +10,13 @@ mod network;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use rust_i18n::t;
 use tokio::task::JoinHandle;
 
-use crate::config::{Config, ConfigError, Finding, Loaded};
+use crate::config::{Config, ConfigError, Loaded};
+use crate::domain::language::{Localized, LocalizedText, localized};
 use crate::domain::named::named_enum;
 use crate::net::client::Client;
+use crate::process::failure::text_of;
 use crate::process::health::Health;
 use crate::process::pid_file::Record;
 use crate::process::status::{Status, status};
@@ -74,12 +75,12 @@ pub(crate) struct Check {
     pub(crate) of: Option<String>,
     pub(crate) state: State,
     /// What was found, and the remedy where it needs one.
-    pub(crate) text: String,
+    pub(crate) text: LocalizedText,
 }
 
 impl Check {
-    fn new(subject: Subject, state: State, text: impl Into<String>) -> Self {
-        Self { subject, of: None, state, text: text.into() }
+    fn new(subject: Subject, state: State, text: LocalizedText) -> Self {
+        Self { subject, of: None, state, text }
     }
 
     fn of(self, which: &str) -> Self {
@@ -93,7 +94,8 @@ pub(crate) async fn examine(loaded: Result<Loaded, ConfigError>, root: &Path) ->
         Ok(loaded) => loaded,
         Err(error) => {
             let others = Subject::ALL.iter().filter(|subject| **subject != Subject::Configuration);
-            let skipped = others.map(|&subject| Check::new(subject, State::Skipped, t!("doctor.configuration_first")));
+            let skipped =
+                others.map(|&subject| Check::new(subject, State::Skipped, localized!("doctor.configuration_first")));
             let broken = Check::new(Subject::Configuration, State::Problem, joined(&error.findings));
             return [broken].into_iter().chain(skipped).collect();
         }
@@ -125,10 +127,11 @@ pub(crate) async fn examine(loaded: Result<Loaded, ConfigError>, root: &Path) ->
     checks.push(network::clock(gateways.iter().filter_map(|(_, offset)| *offset)));
     checks.extend(gateways.into_iter().map(|(check, _)| check));
     if config.merchants.is_empty() {
-        checks.push(Check::new(Subject::Gateway, State::Skipped, t!("doctor.no_merchant")));
+        checks.push(Check::new(Subject::Gateway, State::Skipped, localized!("doctor.no_merchant")));
     }
     if urls.is_empty() {
-        let text = if running.is_some() { t!("doctor.no_notify_url") } else { t!("doctor.start_first") };
+        let text =
+            if running.is_some() { localized!("doctor.no_notify_url") } else { localized!("doctor.start_first") };
         checks.push(Check::new(Subject::NotifyUrl, State::Skipped, text));
     }
     checks.extend(all(urls).await);
@@ -151,53 +154,58 @@ async fn all<T>(begun: Vec<JoinHandle<T>>) -> Vec<T> {
     results
 }
 
-fn joined(findings: &[Finding]) -> String {
-    findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+/// Several findings as one text.
+fn joined(findings: &[impl Localized]) -> LocalizedText {
+    let texts = |language| findings.iter().map(|finding| finding.text(language)).collect::<Vec<_>>();
+    LocalizedText::new("findings", |language| texts(language).join("; "))
 }
 
 fn configuration(loaded: &Loaded) -> Check {
     match (&loaded.source.file, loaded.warnings.as_slice()) {
         (file, []) => {
-            let file = crate::config::file_name(file.as_deref());
-            Check::new(Subject::Configuration, State::Fine, t!("doctor.configuration_fine", file = file))
+            let name = LocalizedText::new("file", |language| crate::config::file_name(file.as_deref(), language));
+            Check::new(Subject::Configuration, State::Fine, localized!("doctor.configuration_fine", file = name))
         }
         (_, warnings) => Check::new(Subject::Configuration, State::Warning, joined(warnings)),
     }
 }
 
 async fn database(url: &crate::config::DatabaseUrl) -> Check {
-    let check = |state, text: std::borrow::Cow<'_, str>| Check::new(Subject::Database, state, text);
+    let check = |state, text: LocalizedText| Check::new(Subject::Database, state, text);
     match DatabaseFile::of(url).inspect().await {
-        Err(OpenError::Missing(_)) => check(State::Skipped, t!("doctor.database_missing")),
-        Err(error) => check(State::Problem, error.to_string().into()),
+        Err(OpenError::Missing(_)) => check(State::Skipped, localized!("doctor.database_missing")),
+        Err(error) => check(State::Problem, LocalizedText::of("database", &error)),
         Ok(Inspection { damages, .. }) if !damages.is_empty() => {
-            check(State::Problem, t!("doctor.database_damaged", cause = damages.join("; ")))
+            check(State::Problem, localized!("doctor.database_damaged", cause = damages.join("; ")))
         }
         Ok(Inspection { version, known, .. }) if version < known => {
-            check(State::Warning, t!("doctor.database_older", found = version, known = known))
+            check(State::Warning, localized!("doctor.database_older", found = version, known = known))
         }
-        Ok(Inspection { version, .. }) => check(State::Fine, t!("doctor.database_fine", version = version)),
+        Ok(Inspection { version, .. }) => check(State::Fine, localized!("doctor.database_fine", version = version)),
     }
 }
 
 /// How the service is, and what it says of itself where it answers.
 async fn service(config: &Config) -> (Option<Record>, Check) {
-    let check = |state, text: std::borrow::Cow<'_, str>| Check::new(Subject::Service, state, text);
+    let check = |state, text: LocalizedText| Check::new(Subject::Service, state, text);
     match status(&config.service.pid_file).await {
-        Err(error) => (None, check(State::Problem, format!("{error:#}").into())),
-        Ok(Status::Stopped) => (None, check(State::Warning, t!("doctor.service_stopped"))),
-        Ok(Status::Dead(record)) => {
-            let text = t!("doctor.service_dead", pid = record.pid, command = record.command("start"));
+        Err(error) => {
+            let text = LocalizedText::new("unknown", |language| text_of(&error, language));
             (None, check(State::Problem, text))
         }
-        Ok(Status::Garbage(_)) => (None, check(State::Problem, t!("doctor.service_unknown"))),
-        Ok(Status::Unknown(riddle)) => (None, check(State::Problem, riddle.into())),
+        Ok(Status::Stopped) => (None, check(State::Warning, localized!("doctor.service_stopped"))),
+        Ok(Status::Dead(record)) => {
+            let text = localized!("doctor.service_dead", pid = record.pid, command = record.command("start"));
+            (None, check(State::Problem, text))
+        }
+        Ok(Status::Garbage(_)) => (None, check(State::Problem, localized!("doctor.service_unknown"))),
+        Ok(Status::Unknown(riddle)) => (None, check(State::Problem, riddle)),
         Ok(Status::Running { record, health: Health::Ok(_), .. }) => {
-            let text = t!("doctor.service_fine", pid = record.pid, version = record.version);
+            let text = localized!("doctor.service_fine", pid = record.pid, version = record.version);
             (Some(record), check(State::Fine, text))
         }
         Ok(Status::Running { record, .. }) => {
-            let text = t!("doctor.service_not_well", pid = record.pid);
+            let text = localized!("doctor.service_not_well", pid = record.pid);
             (None, check(State::Problem, text))
         }
     }

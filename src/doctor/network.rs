@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use rust_i18n::t;
 use tokio::time::{Instant, sleep};
 
 use super::{Check, State, Subject};
 use crate::channel::epay::client::{Gateway, GatewayError};
 use crate::config::{DatabaseUrl, Merchant, Telegram};
 use crate::domain::clock::Timestamp;
+use crate::domain::language::{LocalizedText, localized};
 use crate::domain::order::OrderNo;
 use crate::net::client::{Client, OutgoingError, Reply, excerpt};
 use crate::outbox::telegram::{SendError, Sender};
@@ -30,28 +30,28 @@ const ANSWER_CHARS_TOLD: usize = 60;
 /// is ahead of its.
 pub(super) async fn gateway(client: Client, merchant: Merchant) -> (Check, Option<i64>) {
     let pid = &merchant.pid;
-    let check = |state, text: &str| Check::new(Subject::Gateway, state, text).of(pid);
+    let check = |state, text: LocalizedText| Check::new(Subject::Gateway, state, text).of(pid);
     let Some(url) = &merchant.gateway_url else {
-        return (check(State::Skipped, &t!("doctor.no_gateway_url")), None);
+        return (check(State::Skipped, localized!("doctor.no_gateway_url")), None);
     };
     let Some(gateway) = Gateway::new(client.clone(), url, pid, &merchant.credentials) else {
-        return (check(State::Skipped, &t!("doctor.no_private_key")), None);
+        return (check(State::Skipped, localized!("doctor.no_private_key")), None);
     };
     let order_no = OrderNo::generate(Timestamp::now());
     let (answer, offset) = tokio::join!(gateway.query_within(&order_no, None, TIMEOUT), offset_ms(&client, url));
     let check = match answer {
-        Err(GatewayError::UnknownOrder) => check(State::Fine, &t!("doctor.gateway_fine")),
-        Ok(_) => check(State::Problem, &t!("doctor.gateway_knows_all")),
+        Err(GatewayError::UnknownOrder) => check(State::Fine, localized!("doctor.gateway_fine")),
+        Ok(_) => check(State::Problem, localized!("doctor.gateway_knows_all")),
         Err(GatewayError::Unreachable(error)) => {
-            check(State::Problem, &t!("doctor.gateway_unreachable", cause = in_plain_words(&error)))
+            check(State::Problem, localized!("doctor.gateway_unreachable", cause = in_plain_words(&error)))
         }
         Err(error @ (GatewayError::Refused { .. } | GatewayError::Unverified)) => {
-            check(State::Problem, &t!("doctor.gateway_refuses", cause = error))
+            check(State::Problem, localized!("doctor.gateway_refuses", cause = error))
         }
         Err(error @ (GatewayError::RateLimited(_) | GatewayError::Failed { .. })) => {
-            check(State::Warning, &t!("doctor.gateway_in_trouble", cause = error))
+            check(State::Warning, localized!("doctor.gateway_in_trouble", cause = error))
         }
-        Err(error) => check(State::Problem, &t!("doctor.gateway_strange", cause = error)),
+        Err(error) => check(State::Problem, localized!("doctor.gateway_strange", cause = error)),
     };
     (check, offset)
 }
@@ -79,45 +79,45 @@ fn offset_of(before: Timestamp, after: Timestamp, date: Timestamp) -> i64 {
 /// The machine's clock by that gateway whose clock is nearest to it: not all of them are right.
 pub(super) fn clock(offsets: impl Iterator<Item = i64>) -> Check {
     let Some(offset) = offsets.min_by_key(|offset| offset.unsigned_abs()) else {
-        return Check::new(Subject::Clock, State::Skipped, t!("doctor.clock_unknown"));
+        return Check::new(Subject::Clock, State::Skipped, localized!("doctor.clock_unknown"));
     };
     let (size, seconds) = (offset.unsigned_abs(), offset.unsigned_abs() / 1000);
     if size <= OFFSET_MS_USUAL {
-        return Check::new(Subject::Clock, State::Fine, t!("doctor.clock_fine", seconds = seconds));
+        return Check::new(Subject::Clock, State::Fine, localized!("doctor.clock_fine", seconds = seconds));
     }
     let state = if size <= OFFSET_MS_MAX { State::Warning } else { State::Problem };
     let text = if offset > 0 {
-        t!("doctor.clock_ahead", seconds = seconds)
+        localized!("doctor.clock_ahead", seconds = seconds)
     } else {
-        t!("doctor.clock_behind", seconds = seconds)
+        localized!("doctor.clock_behind", seconds = seconds)
     };
     Check::new(Subject::Clock, state, text)
 }
 
 /// Asks Telegram which bot the token is of.
 pub(super) async fn telegram(client: Client, telegram: Telegram) -> Check {
-    let check = |state, text: &str| Check::new(Subject::Telegram, state, text);
+    let check = |state, text: LocalizedText| Check::new(Subject::Telegram, state, text);
     let Some(bot) = Sender::new(client).bot(&telegram) else {
-        return check(State::Skipped, &t!("doctor.telegram_none"));
+        return check(State::Skipped, localized!("doctor.telegram_none"));
     };
     let wanted = &telegram.bot_username;
     match bot.username().await {
         Ok(found) if !wanted.is_empty() && !wanted.eq_ignore_ascii_case(&found) => {
-            check(State::Warning, &t!("doctor.telegram_other_bot", found = found, wanted = wanted))
+            check(State::Warning, localized!("doctor.telegram_other_bot", found = found, wanted = wanted))
         }
-        Ok(found) => check(State::Fine, &t!("doctor.telegram_fine", found = found)),
-        Err(SendError::BadToken) => check(State::Problem, &t!("doctor.telegram_bad_token")),
+        Ok(found) => check(State::Fine, localized!("doctor.telegram_fine", found = found)),
+        Err(SendError::BadToken) => check(State::Problem, localized!("doctor.telegram_bad_token")),
         Err(SendError::Unreachable(error)) => {
-            check(State::Problem, &t!("doctor.telegram_unreachable", cause = in_plain_words(&error)))
+            check(State::Problem, localized!("doctor.telegram_unreachable", cause = in_plain_words(&error)))
         }
-        Err(error) => check(State::Warning, &t!("doctor.telegram_in_trouble", cause = error)),
+        Err(error) => check(State::Warning, localized!("doctor.telegram_in_trouble", cause = error)),
     }
 }
 
 /// Sends a callback that proves nothing to our own public address, and looks for it among those that this service refused: no other
 /// server answers by writing into our database.
 pub(super) async fn notify_url(client: Client, url: String, database: DatabaseUrl) -> Check {
-    let check = |state, text: &str| Check::new(Subject::NotifyUrl, state, text).of(&url);
+    let check = |state, text: LocalizedText| Check::new(Subject::NotifyUrl, state, text).of(&url);
     // No merchant's, so that nothing is done about it.
     let order_no = OrderNo::generate(Timestamp::now());
     let asked = format!(
@@ -128,39 +128,38 @@ pub(super) async fn notify_url(client: Client, url: String, database: DatabaseUr
         Ok(reply) => reply,
         Err(error) => {
             let cause = in_plain_words(&error);
-            return check(State::Problem, &t!("doctor.notify_unreachable", cause = cause));
+            return check(State::Problem, localized!("doctor.notify_unreachable", cause = cause));
         }
     };
     if reply.status == 200 && reply.body.trim_ascii() == b"fail" {
         return if is_kept(&database, order_no.as_str()).await {
-            check(State::Fine, &t!("doctor.notify_fine"))
+            check(State::Fine, localized!("doctor.notify_fine"))
         } else {
-            check(State::Problem, &t!("doctor.notify_other_database"))
+            check(State::Problem, localized!("doctor.notify_other_database"))
         };
     }
-    check(State::Problem, &answered_by_another(&reply))
+    check(State::Problem, answered_by_another(&reply))
 }
 
 /// What an answer means that is none of ours.
-fn answered_by_another(reply: &Reply) -> String {
+fn answered_by_another(reply: &Reply) -> LocalizedText {
     let status = reply.status;
     match status {
         200 => {
             let answer = excerpt(String::from_utf8_lossy(&reply.body).trim(), ANSWER_CHARS_TOLD);
-            t!("doctor.notify_other_server", answer = answer)
+            localized!("doctor.notify_other_server", answer = answer)
         }
         300..=399 => {
             // What it was asked with is ours.
             let to = reply.location.as_deref().unwrap_or_default();
             let to = excerpt(to.split('?').next().unwrap_or_default(), ANSWER_CHARS_TOLD * 2);
-            t!("doctor.notify_redirect", status = status, to = to)
+            localized!("doctor.notify_redirect", status = status, to = to)
         }
-        401 | 403 => t!("doctor.notify_forbidden", status = status),
-        404 => t!("doctor.notify_not_found"),
-        502..=504 => t!("doctor.notify_proxy", status = status),
-        _ => t!("doctor.notify_strange", status = status),
+        401 | 403 => localized!("doctor.notify_forbidden", status = status),
+        404 => localized!("doctor.notify_not_found"),
+        502..=504 => localized!("doctor.notify_proxy", status = status),
+        _ => localized!("doctor.notify_strange", status = status),
     }
-    .into()
 }
 
 async fn is_kept(database: &DatabaseUrl, order_no: &str) -> bool {
@@ -178,21 +177,22 @@ async fn is_kept(database: &DatabaseUrl, order_no: &str) -> bool {
 }
 
 /// Why nobody answered, with the remedy where the cause has one of its own.
-fn in_plain_words(error: &OutgoingError) -> String {
+fn in_plain_words(error: &OutgoingError) -> LocalizedText {
     match error {
         OutgoingError::NotConnected(cause) if cause.contains("certificate") => {
-            t!("doctor.bad_certificate", cause = cause).into()
+            localized!("doctor.bad_certificate", cause = cause)
         }
         OutgoingError::NotConnected(cause) if cause.contains("lookup") || cause.contains("Name or service") => {
-            t!("doctor.no_such_host", cause = cause).into()
+            localized!("doctor.no_such_host", cause = cause)
         }
-        error => error.to_string(),
+        error => LocalizedText::of("unreachable", error),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::language::{Language, Localized};
     use crate::net::client::tests::{client_of_another_authority, start_tls_server};
 
     #[test]
@@ -216,14 +216,15 @@ mod tests {
         let database = DatabaseUrl::Sqlite("/nonexistent/x.db".into());
         let check = notify_url(client_of_another_authority(), url, database).await;
         assert_eq!(check.state, State::Problem);
-        assert!(check.text.contains("fullchain.pem"), "{check:?}");
+        assert!(check.text.text(Language::English).contains("fullchain.pem"), "{check:?}");
     }
 
     #[test]
     fn a_name_that_nobody_knows_is_named_as_the_cause() {
         let cause = "failed to lookup address information: Name or service not known";
-        let told = in_plain_words(&OutgoingError::NotConnected(cause.into()));
-        assert_ne!(told, OutgoingError::NotConnected(cause.into()).to_string());
+        let error = OutgoingError::NotConnected(cause.into());
+        let told = in_plain_words(&error).text(Language::English);
+        assert_ne!(told, error.text(Language::English));
         assert!(told.contains(cause), "{told}");
     }
 

@@ -2,8 +2,10 @@
 
 pub(crate) mod clock;
 pub(crate) mod decisions;
+pub(crate) mod failure;
 pub(crate) mod language;
 pub(crate) mod ledger;
+pub(crate) mod log_text;
 pub(crate) mod money;
 pub(crate) mod named;
 pub(crate) mod notices;

@@ -10,9 +10,8 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use log::Level;
-use rust_i18n::t;
 
-use super::{own_line, without_time};
+use super::{log_text, own_line, without_time};
 use crate::files::{self, Audience, FileIdentity};
 use crate::sync::Monitor;
 
@@ -142,7 +141,7 @@ impl Lane {
             queue.dropped += lost as u64;
             if lost > 0 { 0 } else { std::mem::take(&mut queue.dropped) }
         };
-        if dropped > 0 && sink.write_lines(&own_line(Level::Warn, &t!("log.dropped", count = dropped))) > 0 {
+        if dropped > 0 && sink.write_lines(&own_line(Level::Warn, &log_text!("log.dropped", count = dropped))) > 0 {
             self.queue.lock().dropped += dropped;
         }
     }
@@ -225,9 +224,9 @@ impl LogFile {
             Ok(None) => return,
             Ok(Some(narrowed)) => {
                 let (from, to) = (files::octal(narrowed.from), files::octal(narrowed.to));
-                t!("log.closed_to_others", path = path, from = from, to = to)
+                log_text!("log.closed_to_others", path = path, from = from, to = to)
             }
-            Err(open) => t!("store.open_to_others", path = path, mode = files::octal(open.mode)),
+            Err(open) => log_text!("store.open_to_others", path = path, mode = files::octal(open.mode)),
         };
         let line = own_line(Level::Warn, &text);
         // Records that come after it tell of trouble with the file.
@@ -268,7 +267,7 @@ impl LogFile {
 
     /// The record that tells what is wrong with the file.
     pub(super) fn complaint(&self, error: &io::Error) -> String {
-        own_line(Level::Error, &t!("log.file_failed", path = self.path.display(), error = error))
+        own_line(Level::Error, &log_text!("log.file_failed", path = self.path.display(), error = error))
     }
 }
 

@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use log::{Level, Record};
-use rust_i18n::t;
 
 use crate::config;
 use crate::domain::clock::Timestamp;
 use crate::domain::language::Language;
+use crate::domain::log_text::set_language;
+pub(crate) use crate::domain::log_text::{language, log_text};
 use crate::sync::lock;
 use lane::{Console, Lane, LogFile, Sent};
 
@@ -44,10 +45,12 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// Goes on in the file of this name, newly opened, from this level on. Where it cannot be opened, everything stays as it was.
-    pub(crate) fn apply(&self, log: &config::Log) -> io::Result<()> {
+    /// Goes on in the file of this name, newly opened, from this level on and in this language. Where it cannot be opened, everything stays as
+    /// it was.
+    pub(crate) fn apply(&self, log: &config::Log, language: Language) -> io::Result<()> {
         self.file.reopen(log.file.clone(), REOPEN_TIMEOUT)?;
         log::set_max_level(log.level.filter());
+        set_language(language);
         Ok(())
     }
 }
@@ -58,21 +61,9 @@ impl Logging {
     }
 }
 
-/// The language of the log's records: the configured one once logging is started.
-pub(crate) fn language() -> Language {
-    Language::Chinese
-}
-
-/// A text for the log: `log_text!("log.key", placeholder = value)`.
-macro_rules! log_text {
-    ($key:expr $(, $placeholder:ident = $value:expr)* $(,)?) => {
-        $crate::domain::language::text!($crate::logging::language(), $key $(, $placeholder = $value)*)
-    };
-}
-pub(crate) use log_text;
-
-/// Starts logging for this process, to the file and, if it is wanted, to standard error.
-pub(crate) fn start(log: &config::Log) -> anyhow::Result<Logging> {
+/// Starts logging for this process, in this language, to the file and, if it is wanted, to standard error.
+pub(crate) fn start(log: &config::Log, language: Language) -> anyhow::Result<Logging> {
+    set_language(language);
     let console = if log.console { Some(Lane::spawn("log-console", Console::new())?) } else { None };
     let mut file = LogFile::new(log.file.clone(), console.clone());
     if let Err(error) = file.open()
@@ -96,7 +87,7 @@ pub(crate) fn start(log: &config::Log) -> anyhow::Result<Logging> {
                 dropping |= lane.send(&line) == Sent::FirstDropped;
             }
             if dropping && told.elapsed_then_restart(DROPPING_TOLD_INTERVAL) {
-                let line = own_line(Level::Warn, &t!("log.dropping"));
+                let line = own_line(Level::Warn, &log_text!("log.dropping"));
                 for lane in &*destinations {
                     lane.send(&line);
                 }
@@ -140,7 +131,7 @@ fn log_panics() {
         let location = panic.location().map(ToString::to_string).unwrap_or_default();
         let cause = panic.payload_as_str().unwrap_or("?");
         let name = thread.name().unwrap_or("?");
-        log::error!(target: "webhookctl::panic", "{}", t!("log.panic", thread = name, place = location, cause = cause));
+        log::error!(target: "webhookctl::panic", "{}", log_text!("log.panic", thread = name, place = location, cause = cause));
     }));
 }
 
@@ -224,21 +215,34 @@ fn is_unsafe(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::language::text;
 
+    /// One test for all that needs a running log: it can be started once in a process.
     #[test]
-    fn panics_become_records() {
+    fn panics_become_records_in_the_language_that_is_set() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("logs/x.log");
         let before = std::panic::take_hook();
         let level = config::LogLevel::Error;
-        let logging = start(&config::Log { file: file.clone(), level, console: false }).unwrap();
+        let log = config::Log { file: file.clone(), level, console: false };
+        let logging = start(&log, Language::Chinese).unwrap();
         let thread = std::thread::Builder::new().name("unlucky".into());
         assert!(thread.spawn(|| panic!("out of\nluck")).unwrap().join().is_err());
+        logging.settings().apply(&log, Language::English).unwrap();
+        let thread = std::thread::Builder::new().name("unluckier".into());
+        assert!(thread.spawn(|| panic!("again")).unwrap().join().is_err());
         drop(logging);
         std::panic::set_hook(before);
         let written = std::fs::read_to_string(file).unwrap();
         let record = written.lines().find(|line| line.contains("unlucky")).unwrap();
         assert!(record.contains(" - webhookctl::panic - ERROR - ") && record.contains(r"out of\nluck"), "{record}");
+        let in_words = |language: Language, thread: &str| {
+            let told = text!(language, "log.panic", thread = thread, place = "PLACE", cause = "CAUSE").into_owned();
+            told.split("PLACE").next().unwrap_or_default().to_owned()
+        };
+        assert!(record.contains(&in_words(Language::Chinese, "unlucky")), "{record}");
+        let record = written.lines().find(|line| line.contains("unluckier")).unwrap();
+        assert!(record.contains(&in_words(Language::English, "unluckier")), "{record}");
     }
 
     #[test]

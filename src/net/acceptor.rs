@@ -6,13 +6,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rust_i18n::t;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 use tokio_util::either::Either;
 
 use super::rate_limit::{Rate, RateLimiter};
+use crate::domain::log_text::log_text;
 
 /// How long accepting pauses when the system has no descriptors or memory for another connection.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
@@ -162,7 +162,7 @@ impl<L: Listener> Acceptor<L> {
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
                     if self.failures.take() {
-                        log::error!("{}", t!("log.accept_failed", error = error));
+                        log::error!("{}", log_text!("log.accept_failed", error = error));
                     }
                     sleep(FAILURE_PAUSE).await;
                 }

@@ -12,7 +12,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::header::{DATE, HeaderMap, HeaderName, LOCATION, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Url};
-use rust_i18n::t;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use serde::Serialize;
@@ -20,6 +19,7 @@ use tokio::time::Instant;
 
 use super::body::read_at_most;
 use crate::domain::clock::Timestamp;
+use crate::domain::language::{Language, Localized, text};
 
 #[cfg(test)]
 pub(crate) mod loopback;
@@ -72,21 +72,28 @@ pub(crate) struct Reply {
 }
 
 /// Why there is no reply.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum OutgoingError {
     /// What was to be sent cannot be: a bad URL or header.
+    #[error("unsendable: {0}")]
     Unsendable(String),
     /// https was asked for, and this machine has no root certificates to check anybody with.
+    #[error("no_root_certificates: https needs root certificates")]
     NoRootCertificates,
     /// There was no connection, so nothing was sent.
+    #[error("not_connected: {0}")]
     NotConnected(String),
     /// There was no connection within 5 s, so nothing was sent.
+    #[error("connect_timed_out: no connection within the limit")]
     ConnectTimedOut,
     /// The time for the whole ran out.
+    #[error("timed_out: no whole reply within the limit")]
     TimedOut,
     /// The connection ended before the reply did.
+    #[error("broke_off: {0}")]
     BrokeOff(String),
     /// The reply is larger than 256 KiB.
+    #[error("too_large: the reply exceeds the limit")]
     TooLarge,
 }
 
@@ -105,21 +112,20 @@ impl OutgoingError {
     }
 }
 
-impl fmt::Display for OutgoingError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&match self {
-            Self::Unsendable(cause) => t!("outgoing.unsendable", cause = cause),
-            Self::NoRootCertificates => t!("outgoing.no_root_certificates"),
-            Self::NotConnected(cause) => t!("outgoing.not_connected", cause = cause),
-            Self::ConnectTimedOut => t!("outgoing.connect_timed_out", seconds = CONNECT_TIMEOUT.as_secs()),
-            Self::TimedOut => t!("outgoing.timed_out"),
-            Self::BrokeOff(cause) => t!("outgoing.broke_off", cause = cause),
-            Self::TooLarge => t!("outgoing.too_large", kib = REPLY_BYTES_MAX / 1024),
-        })
+impl Localized for OutgoingError {
+    fn text(&self, language: Language) -> String {
+        let text = match self {
+            Self::Unsendable(cause) => text!(language, "outgoing.unsendable", cause = cause),
+            Self::NoRootCertificates => text!(language, "outgoing.no_root_certificates"),
+            Self::NotConnected(cause) => text!(language, "outgoing.not_connected", cause = cause),
+            Self::ConnectTimedOut => text!(language, "outgoing.connect_timed_out", seconds = CONNECT_TIMEOUT.as_secs()),
+            Self::TimedOut => text!(language, "outgoing.timed_out"),
+            Self::BrokeOff(cause) => text!(language, "outgoing.broke_off", cause = cause),
+            Self::TooLarge => text!(language, "outgoing.too_large", kib = REPLY_BYTES_MAX / 1024),
+        };
+        text.into_owned()
     }
 }
-
-impl Error for OutgoingError {}
 
 impl From<reqwest::Error> for OutgoingError {
     fn from(error: reqwest::Error) -> Self {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::telegram::{BAD_TOKEN_PAUSE, Bot, SendError, Sender};
 use super::{Courier, Verdict};
 use crate::config::{Current, Texts};
-use crate::domain::language::Language;
+use crate::domain::language::{Language, Localized};
 use crate::domain::notices::NoticeKind;
 use crate::net::backoff::Backoff;
 use crate::store::{Channel, Delivery, News, StoreError};
@@ -36,6 +36,10 @@ impl Courier for Buyers {
     const FAILURE: NoticeKind = NoticeKind::MessageFailed;
     type Route = Route;
 
+    fn language(&self) -> Language {
+        self.config.load().language
+    }
+
     async fn route(&self) -> Result<Option<Route>, StoreError> {
         let config = self.config.load();
         let bot = self.sender.bot(&config.telegram);
@@ -46,7 +50,7 @@ impl Courier for Buyers {
         let text = text(route, delivery);
         match route.bot.send_message(delivery.order.terms.telegram_id, &text).await {
             Ok(()) => Verdict::Sent,
-            Err(error) => verdict(&error),
+            Err(error) => verdict(&error, route.language),
         }
     }
 }
@@ -70,8 +74,8 @@ fn text(route: &Route, delivery: &Delivery) -> String {
     })
 }
 
-fn verdict(error: &SendError) -> Verdict {
-    let text = error.to_string();
+fn verdict(error: &SendError, language: Language) -> Verdict {
+    let text = error.text(language);
     match error {
         SendError::RetryAfter(time) => Verdict::Pause { time: *time, level: log::Level::Warn, error: text },
         SendError::BadToken => Verdict::Pause { time: BAD_TOKEN_PAUSE, level: log::Level::Error, error: text },

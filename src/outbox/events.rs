@@ -6,14 +6,15 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use ring::hmac;
-use rust_i18n::t;
 use serde::Serialize;
 
 use super::{Courier, REQUEST_TIMEOUT, Verdict};
 use crate::config::Current;
 use crate::domain::clock::Timestamp;
+use crate::domain::language::{Language, Localized, text};
 use crate::domain::notices::{NoticeKind, Notices};
 use crate::domain::order::{Order, OrderStatus, OrderView};
+use crate::logging::log_text;
 use crate::net::backoff::Backoff;
 use crate::net::client::Client;
 use crate::store::{Channel, Delivery, News, Store, StoreError};
@@ -46,9 +47,9 @@ impl Events {
     async fn disable(&self, route: &Route) -> Verdict {
         if let Err(error) = self.store.remember(DISABLED, Some(route.url.clone())).await {
             // It is asked again, and says so again.
-            log::warn!("{}", t!("outbox.store_failed", channel = Self::CHANNEL, cause = error));
+            log::warn!("{}", log_text!("outbox.store_failed", channel = Self::CHANNEL, cause = error));
         }
-        let text = t!("events.disabled").into_owned();
+        let text = text!(self.language(), "events.disabled").into_owned();
         self.notices.tell(NoticeKind::EventsDisabled, &text);
         Verdict::Pause { time: DISABLED_PAUSE, level: log::Level::Error, error: text }
     }
@@ -60,6 +61,10 @@ impl Courier for Events {
     const BACKOFF: Backoff = Backoff { first: Duration::from_secs(1), longest: Duration::from_hours(2) };
     const FAILURE: NoticeKind = NoticeKind::EventFailed;
     type Route = Route;
+
+    fn language(&self) -> Language {
+        self.config.load().language
+    }
 
     async fn route(&self) -> Result<Option<Route>, StoreError> {
         let route = self.config.load().events.as_ref().map(|events| Route {
@@ -83,14 +88,15 @@ impl Courier for Events {
         let headers = event.signed_headers(&route.key, Timestamp::now());
         let reply = match self.client.post_bytes(&route.url, &headers, event.body, REQUEST_TIMEOUT).await {
             Ok(reply) => reply,
-            Err(error) => return Verdict::Again { error: error.to_string(), after: None },
+            Err(error) => return Verdict::Again { error: error.text(self.language()), after: None },
         };
         match reply.status {
             200..=299 => Verdict::Sent,
             410 => self.disable(route).await,
-            status => {
-                Verdict::Again { error: t!("events.refused", status = status).into_owned(), after: reply.retry_after }
-            }
+            status => Verdict::Again {
+                error: text!(self.language(), "events.refused", status = status).into_owned(),
+                after: reply.retry_after,
+            },
         }
     }
 }

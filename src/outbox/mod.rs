@@ -12,13 +12,14 @@ pub(crate) mod telegram;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rust_i18n::t;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::clock::Timestamp;
+use crate::domain::language::{Language, text};
 use crate::domain::notices::{NoticeKind, Notices};
+use crate::logging::{self, log_text};
 use crate::net::backoff::Backoff;
 use crate::store::{Attempt, Channel, Delivery, Store, StoreError};
 pub(crate) use buyers::Buyers;
@@ -51,6 +52,9 @@ pub(crate) trait Courier: Send + Sync + 'static {
     const FAILURE: NoticeKind;
     /// What it takes from the configuration in force to deliver.
     type Route: Send + Sync + 'static;
+
+    /// The language of what is kept and told of attempts.
+    fn language(&self) -> Language;
 
     /// How to deliver now; `None` while there is nobody to deliver to.
     fn route(&self) -> impl Future<Output = Result<Option<Self::Route>, StoreError>> + Send;
@@ -128,7 +132,7 @@ impl Pause {
     fn begin(self, channel: Channel, paused_until: &mut Instant) {
         if *paused_until <= Instant::now() {
             let seconds = self.until.saturating_duration_since(Instant::now()).as_secs() + 1;
-            let text = t!("outbox.paused", channel = channel, seconds = seconds, cause = self.error);
+            let text = log_text!("outbox.paused", channel = channel, seconds = seconds, cause = self.error);
             log::log!(self.level, "{text}");
         }
         *paused_until = (*paused_until).max(self.until);
@@ -146,7 +150,7 @@ impl<C: Courier> Desk<C> {
     async fn take_up(self: &Arc<Self>, room: usize, under_way: &mut JoinSet<Option<Pause>>) -> Duration {
         let taken = self.try_take_up(room, under_way).await;
         taken.unwrap_or_else(|error| {
-            log::warn!("{}", t!("outbox.store_failed", channel = C::CHANNEL, cause = error));
+            log::warn!("{}", log_text!("outbox.store_failed", channel = C::CHANNEL, cause = error));
             LOOK_EVERY
         })
     }
@@ -175,17 +179,21 @@ impl<C: Courier> Desk<C> {
 
     async fn give_up_old(&self, now: Timestamp) -> Result<(), StoreError> {
         let oldest = Timestamp::from_ms(now.ms().saturating_sub(ms(C::KEEPS_TRYING)));
-        let count = self.store.give_up_older(C::CHANNEL, oldest, Self::too_old(), now).await?;
+        let language = self.courier.language();
+        let count = self.store.give_up_older(C::CHANNEL, oldest, Self::too_old(language), now).await?;
         if count > 0 {
-            let text = t!("outbox.gave_up", channel = C::CHANNEL, count = count, cause = Self::too_old());
-            log::warn!("{text}");
-            self.notices.tell(C::FAILURE, &text);
+            let text = |language| {
+                let cause = Self::too_old(language);
+                text!(language, "outbox.gave_up", channel = C::CHANNEL, count = count, cause = cause)
+            };
+            log::warn!("{}", text(logging::language()));
+            self.notices.tell(C::FAILURE, &text(language));
         }
         Ok(())
     }
 
-    fn too_old() -> String {
-        t!("outbox.too_old", hours = C::KEEPS_TRYING.as_secs() / 3600).into_owned()
+    fn too_old(language: Language) -> String {
+        text!(language, "outbox.too_old", hours = C::KEEPS_TRYING.as_secs() / 3600).into_owned()
     }
 
     async fn deliver(self: Arc<Self>, route: Arc<C::Route>, delivery: Delivery) -> Option<Pause> {
@@ -209,15 +217,20 @@ impl<C: Courier> Desk<C> {
     fn tell(&self, delivery: &Delivery, attempt: &Attempt) {
         let (channel, order, news) = (C::CHANNEL, &delivery.order.terms.order_no, delivery.news);
         match attempt {
-            Attempt::Sent => log::debug!("{}", t!("outbox.sent", channel = channel, order = order, news = news)),
+            Attempt::Sent => log::debug!("{}", log_text!("outbox.sent", channel = channel, order = order, news = news)),
             Attempt::Again { error, .. } => {
-                log::debug!("{}", t!("outbox.again", channel = channel, order = order, news = news, cause = error));
+                log::debug!(
+                    "{}",
+                    log_text!("outbox.again", channel = channel, order = order, news = news, cause = error)
+                );
             }
             Attempt::NotNow { .. } => {}
             Attempt::Failed { error } => {
-                let text = t!("outbox.failed", channel = channel, order = order, news = news, cause = error);
-                log::warn!("{text}");
-                self.notices.tell(C::FAILURE, &text);
+                let text = |language| {
+                    text!(language, "outbox.failed", channel = channel, order = order, news = news, cause = error)
+                };
+                log::warn!("{}", text(logging::language()));
+                self.notices.tell(C::FAILURE, &text(self.courier.language()));
             }
         }
     }
@@ -228,7 +241,7 @@ impl<C: Courier> Desk<C> {
         let mut is_first = true;
         while let Err(error) = self.store.attempted(id, attempt.clone(), now).await {
             if is_first {
-                log::warn!("{}", t!("outbox.store_failed", channel = C::CHANNEL, cause = error));
+                log::warn!("{}", log_text!("outbox.store_failed", channel = C::CHANNEL, cause = error));
             }
             if matches!(error, StoreError::Closed) || Instant::now() + STORE_PAUSE > deadline {
                 return;

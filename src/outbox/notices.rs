@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use rust_i18n::t;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::telegram::{BAD_TOKEN_PAUSE, Bot, SendError, Sender};
 use crate::config::Current;
+use crate::domain::language::{Language, text};
 use crate::domain::money::Amount;
 use crate::domain::notices::{Notice, NoticeKind, Notices};
+use crate::logging::log_text;
 use crate::net::backoff::Backoff;
 use crate::net::client::excerpt;
 use crate::store::{Store, StoreError, Trouble};
@@ -57,13 +58,14 @@ pub(crate) async fn tell_admin(
 struct Admin {
     bot: Bot,
     chat_id: i64,
+    language: Language,
 }
 
 fn admin(config: &Current, sender: &Sender) -> Option<Admin> {
     let config = config.load();
     let chat_id = config.telegram.admin_chat_id;
     let bot = sender.bot(&config.telegram).filter(|_| chat_id != 0)?;
-    Some(Admin { bot, chat_id })
+    Some(Admin { bot, chat_id, language: config.language })
 }
 
 struct Watch {
@@ -87,7 +89,7 @@ impl Watch {
         match self.try_round(admin, stop).await {
             Ok(pause) => pause,
             Err(error) => {
-                log::warn!("{}", t!("notice.store_failed", cause = error));
+                log::warn!("{}", log_text!("notice.store_failed", cause = error));
                 // Not a moment later: it would be logged as often.
                 PAUSE
             }
@@ -104,15 +106,15 @@ impl Watch {
             () = sleep(BUNDLE_TIME) => {}
         }
         let Some(report) = self.look().await? else { return Ok(LOOK_EVERY) };
-        match admin.bot.send_message(admin.chat_id, &report.text()).await {
+        match admin.bot.send_message(admin.chat_id, &report.text(admin.language)).await {
             Ok(()) => self.told(&report).await,
             Err(error @ (SendError::Blocked | SendError::BadRequest(_))) => {
-                log::warn!("{}", t!("notice.dropped", cause = error));
+                log::warn!("{}", log_text!("notice.dropped", cause = error));
                 self.told(&report).await
             }
             Err(error) => {
                 self.failures = self.failures.saturating_add(1);
-                log::warn!("{}", t!("notice.not_sent", cause = error));
+                log::warn!("{}", log_text!("notice.not_sent", cause = error));
                 Ok(match error {
                     SendError::RetryAfter(time) => time,
                     SendError::BadToken => BAD_TOKEN_PAUSE,
@@ -159,24 +161,24 @@ impl Watch {
 }
 
 impl Report {
-    fn text(&self) -> String {
-        let mut lines = vec![t!("notice.title").into_owned()];
+    fn text(&self, language: Language) -> String {
+        let mut lines = vec![text!(language, "notice.title").into_owned()];
         for Trouble { kind, count, order_no, due, paid } in &self.trouble {
             let order = excerpt(order_no, DETAIL_CHARS_TOLD);
-            let mut line = t!(format!("notice.{kind}"), count = count, order = order).into_owned();
+            let mut line = text!(language, format!("notice.{kind}"), count = count, order = order).into_owned();
             let amount = |amount: &Option<Amount>| amount.map_or_else(|| "?".to_owned(), |amount| amount.to_string());
             line.push_str(&if due.is_some() {
-                t!("notice.due_and_paid", due = amount(due), paid = amount(paid))
+                text!(language, "notice.due_and_paid", due = amount(due), paid = amount(paid))
             } else {
-                t!("notice.paid", paid = amount(paid))
+                text!(language, "notice.paid", paid = amount(paid))
             });
             lines.push(line);
         }
         for (kind, Notice { count, detail }) in &self.notices {
             let detail = excerpt(detail, DETAIL_CHARS_TOLD);
-            lines.push(t!(format!("notice.{kind}"), count = count, detail = detail).into_owned());
+            lines.push(text!(language, format!("notice.{kind}"), count = count, detail = detail).into_owned());
         }
-        lines.push(t!("notice.advice").into_owned());
+        lines.push(text!(language, "notice.advice").into_owned());
         lines.join("\n")
     }
 }
@@ -201,7 +203,7 @@ mod tests {
             trouble: kinds.iter().map(trouble).collect(),
             notices: NoticeKind::ALL.iter().map(|kind| (*kind, notice.clone())).collect(),
         };
-        let text = report.text();
+        let text = report.text(Language::English);
         assert!(!text.contains("notice."), "{text}");
         assert_eq!(text.lines().count(), 2 + kinds.len() + NoticeKind::ALL.len(), "{text}");
         assert_eq!(text.matches("ORDER\\n1").count(), kinds.len(), "{text}");

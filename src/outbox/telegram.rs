@@ -1,14 +1,13 @@
 //! The Bot API, as far as it is needed: sending a text, and telling why it could not be sent; asking whose token it is.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rust_i18n::t;
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep_until;
 
 use crate::config::Telegram;
+use crate::domain::language::{Language, Localized, text};
 use crate::domain::secret::MASK;
 use crate::net::client::{Client, OutgoingError, Reply, excerpt};
 use crate::net::rate_limit::{Rate, RateLimiter};
@@ -61,32 +60,39 @@ pub(crate) struct Bot {
 }
 
 /// Why a message was not sent, as far as is known.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SendError {
     /// Too many messages: nothing is to be sent for so long.
+    #[error("retry_after: too many messages")]
     RetryAfter(Duration),
     /// The receiver does not want to hear of the bot.
+    #[error("blocked: the receiver does not want messages of the bot")]
     Blocked,
     /// There is no such chat, or the message cannot be sent to it; Telegram's own words.
+    #[error("bad_request: {0}")]
     BadRequest(String),
     /// The token is not that of a bot.
+    #[error("bad_token: the token is not that of a bot")]
     BadToken,
     /// An answer that says nothing about the message.
+    #[error("other: HTTP {0}")]
     Other(u16),
     /// There was no answer.
-    Unreachable(OutgoingError),
+    #[error("unreachable: no whole answer came")]
+    Unreachable(#[source] OutgoingError),
 }
 
-impl fmt::Display for SendError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&match self {
-            Self::RetryAfter(time) => t!("telegram.retry_after", seconds = time.as_secs()),
-            Self::Blocked => t!("telegram.blocked"),
-            Self::BadRequest(description) => t!("telegram.bad_request", description = description),
-            Self::BadToken => t!("telegram.bad_token"),
-            Self::Other(status) => t!("telegram.other", status = status),
-            Self::Unreachable(error) => t!("telegram.unreachable", cause = error),
-        })
+impl Localized for SendError {
+    fn text(&self, language: Language) -> String {
+        let text = match self {
+            Self::RetryAfter(time) => text!(language, "telegram.retry_after", seconds = time.as_secs()),
+            Self::Blocked => text!(language, "telegram.blocked"),
+            Self::BadRequest(description) => text!(language, "telegram.bad_request", description = description),
+            Self::BadToken => text!(language, "telegram.bad_token"),
+            Self::Other(status) => text!(language, "telegram.other", status = status),
+            Self::Unreachable(error) => text!(language, "telegram.unreachable", cause = error),
+        };
+        text.into_owned()
     }
 }
 
@@ -252,7 +258,7 @@ mod tests {
         for act in [Act::Close, Act::reply("400 Bad Request", &echo), Act::reply("404 Not Found", &echo)] {
             let server = Loopback::start(vec![act]).await;
             let error = bot(&server).send_message(1001, "hi").await.unwrap_err();
-            assert!(!format!("{error} {error:?}").contains("secret"), "{error:?}");
+            assert!(!format!("{error} {error:?} {}", error.text(Language::Chinese)).contains("secret"), "{error:?}");
         }
     }
 

@@ -4,6 +4,7 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::config::DatabaseUrl;
+use crate::domain::language::Language;
 use crate::store::{DeliveryFilter, DeliveryState, fixtures};
 
 /// Does what it is told to, one verdict after the other, and then delivers.
@@ -20,6 +21,10 @@ impl Courier for Scripted {
     const BACKOFF: Backoff = Backoff { first: Duration::from_millis(1), longest: Duration::from_millis(2) };
     const FAILURE: NoticeKind = NoticeKind::MessageFailed;
     type Route = ();
+
+    fn language(&self) -> Language {
+        Language::English
+    }
 
     async fn route(&self) -> Result<Option<()>, StoreError> {
         Ok(Some(()))

@@ -5,12 +5,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use rust_i18n::t;
-
 use crate::channel::epay::client::{PayTarget, Payable};
 use crate::config::{Config, Current, Merchant, Package, PayPageSource, faults_of_gateway_text};
 use crate::domain::clock::Timestamp;
-use crate::domain::language::Language;
+use crate::domain::language::{Language, Localized, LocalizedText, localized, text};
 use crate::domain::money::Amount;
 use crate::domain::order::{NewOrder, Order, OrderNo, OrderStatus, PayKind, PayPage};
 use crate::payments::gateways::Gateways;
@@ -77,8 +75,8 @@ impl Goods {
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum CheckoutError {
     /// The wish cannot be granted as it stands; what to change.
-    #[error("{0}")]
-    Impossible(String),
+    #[error("impossible_order: {0}")]
+    Impossible(LocalizedText),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] AccountError),
@@ -90,6 +88,15 @@ impl From<StoreError> for CheckoutError {
     }
 }
 
+impl Localized for CheckoutError {
+    fn text(&self, language: Language) -> String {
+        match self {
+            Self::Impossible(text) => text.text(language),
+            Self::Store(error) => error.text(language),
+        }
+    }
+}
+
 /// An order, and how it went with its payment page.
 #[derive(Debug)]
 pub(crate) struct Checkout {
@@ -98,7 +105,7 @@ pub(crate) struct Checkout {
     /// Whether an earlier request with the same key had created it.
     pub repeated: bool,
     /// What is worth saying about the payment page: why there is none, or why it is another than asked for.
-    pub remark: Option<String>,
+    pub remark: Option<LocalizedText>,
 }
 
 /// Creates orders.
@@ -138,7 +145,11 @@ impl Cashier {
     }
 
     /// Where the order can be paid, with a remark where that is not as it was asked for; an error is the reason for none.
-    async fn pay_page(&self, order: &Order, client_ip: IpAddr) -> Result<(Option<PayPage>, Option<String>), String> {
+    async fn pay_page(
+        &self,
+        order: &Order,
+        client_ip: IpAddr,
+    ) -> Result<(Option<PayPage>, Option<LocalizedText>), LocalizedText> {
         let terms = &order.terms;
         let (source, notify_url, return_url) = {
             let config = self.config.load();
@@ -147,10 +158,10 @@ impl Cashier {
                 return Ok((None, None));
             }
             let urls = merchant.notify_url.clone().zip(merchant.return_url.clone());
-            let (notify_url, return_url) = urls.ok_or_else(|| t!("checkout.no_urls").into_owned())?;
+            let (notify_url, return_url) = urls.ok_or_else(|| localized!("checkout.no_urls"))?;
             (merchant.pay_page, notify_url, return_url)
         };
-        let gateway = self.gateways.of(&terms.merchant).ok_or_else(|| t!("checkout.no_private_key").into_owned())?;
+        let gateway = self.gateways.of(&terms.merchant).ok_or_else(|| localized!("checkout.no_private_key"))?;
         let payable = Payable {
             order_no: &terms.order_no,
             payment_type: &terms.payment_type,
@@ -164,14 +175,14 @@ impl Cashier {
         };
         let link = || gateway.pay_link(&payable).map(|url| PayPage { kind: PayKind::Url, url });
         if source == PayPageSource::Link {
-            return link().map(|page| (Some(page), None)).ok_or_else(|| t!("checkout.no_link").into_owned());
+            return link().map(|page| (Some(page), None)).ok_or_else(|| localized!("checkout.no_link"));
         }
         match gateway.create(&payable).await {
             Ok(page) => Ok((Some(page_of(page.target)), None)),
             // The gateway's own page asks for nothing in advance, and tells the buyer itself what it does not like.
             Err(error) => match link() {
-                Some(page) => Ok((Some(page), Some(t!("checkout.link_instead", cause = error).into_owned()))),
-                None => Err(t!("checkout.no_page", cause = error).into_owned()),
+                Some(page) => Ok((Some(page), Some(localized!("checkout.link_instead", cause = error)))),
+                None => Err(localized!("checkout.no_page", cause = error)),
             },
         }
     }
@@ -194,13 +205,16 @@ pub(crate) fn creation(wish: Wish, config: &Config, now: Timestamp) -> Result<Cr
             (package.price, package.credits, package.name.clone(), Some(id))
         }
         Goods::Credits { amount, credits, name } => {
-            let name = name.unwrap_or_else(|| t!("cli.product_name", credits = credits).into_owned());
+            let name =
+                name.unwrap_or_else(|| text!(config.language, "cli.product_name", credits = credits).into_owned());
             (amount, credits, name, None)
         }
     };
     for (field, text) in [("name", Some(&name)), ("param", wish.param.as_ref())] {
         if let Some(fault) = text.and_then(|text| faults_of_gateway_text(text).into_iter().next()) {
-            return Err(CheckoutError::Impossible(format!("{field} `{}`: {fault}", text.map_or("", |text| text))));
+            let text = text.map_or("", |text| text);
+            let told = |language| format!("{field} `{text}`: {}", fault.text(language));
+            return Err(CheckoutError::Impossible(LocalizedText::new("faulty_text", told)));
         }
     }
     let ask_after_s = config.reconcile.schedule_s.first().filter(|_| merchant.gateway_url.is_some());
@@ -227,14 +241,14 @@ pub(crate) fn creation(wish: Wish, config: &Config, now: Timestamp) -> Result<Cr
 
 fn choose_merchant<'a>(config: &'a Config, named: Option<&str>) -> Result<&'a Merchant, CheckoutError> {
     let known = || config.merchants.iter().map(|merchant| merchant.pid.as_str()).collect::<Vec<_>>().join(", ");
-    let impossible = |text: String| Err(CheckoutError::Impossible(text));
+    let impossible = |text| Err(CheckoutError::Impossible(text));
     match (named, config.merchants.as_slice()) {
-        (_, []) => impossible(t!("cli.no_merchant").into_owned()),
+        (_, []) => impossible(localized!("cli.no_merchant")),
         (None, [only]) => Ok(only),
-        (None, _) => impossible(t!("cli.which_merchant", known = known()).into_owned()),
+        (None, _) => impossible(localized!("cli.which_merchant", known = known())),
         (Some(pid), _) => match config.merchant(pid) {
             Some(merchant) => Ok(merchant),
-            None => impossible(t!("cli.unknown_merchant", pid = pid, known = known()).into_owned()),
+            None => impossible(localized!("cli.unknown_merchant", pid = pid, known = known())),
         },
     }
 }
@@ -242,6 +256,6 @@ fn choose_merchant<'a>(config: &'a Config, named: Option<&str>) -> Result<&'a Me
 fn find_package<'a>(config: &'a Config, id: &str) -> Result<&'a Package, CheckoutError> {
     config.package(id).ok_or_else(|| {
         let known: Vec<_> = config.packages.iter().map(|package| package.id.as_str()).collect();
-        CheckoutError::Impossible(t!("cli.unknown_package", id = id, known = known.join(", ")).into_owned())
+        CheckoutError::Impossible(localized!("cli.unknown_package", id = id, known = known.join(", ")))
     })
 }

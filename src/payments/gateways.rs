@@ -14,8 +14,10 @@ use tokio::time::{Instant, timeout_at};
 use crate::channel::epay::client::{Answer, Gateway, GatewayError, Verdict};
 use crate::config::Current;
 use crate::domain::clock::Timestamp;
+use crate::domain::language::{Language, Localized};
 use crate::domain::notices::{NoticeKind, Notices};
 use crate::domain::order::{Hold, Order};
+use crate::logging;
 use crate::net::backoff::Backoff;
 use crate::net::client::Client;
 use crate::net::rate_limit::{Rate, TokenBucket};
@@ -44,17 +46,29 @@ pub(crate) struct Gateways {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AskError {
     /// The merchant has no gateway that can be asked, or is not configured any more.
-    #[error("no_gateway")]
+    #[error("no_gateway: the merchant has no gateway that can be asked")]
     NoGateway,
     /// Too many others are asking.
-    #[error("busy")]
+    #[error("busy: too many others are asking")]
     Busy,
     /// The gateway gave no answer to go by.
-    #[error("{0}")]
+    #[error(transparent)]
     Gateway(#[from] GatewayError),
     /// The answer could not be stored, and is therefore not acted on.
-    #[error("not_stored")]
+    #[error("not_stored: the answer could not be stored")]
     NotStored,
+}
+
+impl Localized for AskError {
+    /// In a word where the gateway is not the cause: reports show it as it is.
+    fn text(&self, language: Language) -> String {
+        match self {
+            Self::NoGateway => "no_gateway".into(),
+            Self::Busy => "busy".into(),
+            Self::Gateway(error) => error.text(language),
+            Self::NotStored => "not_stored".into(),
+        }
+    }
 }
 
 impl Gateways {
@@ -126,9 +140,9 @@ impl Gateways {
         limit.heard(answer.as_ref().err());
         if let Err(error @ (GatewayError::Refused { .. } | GatewayError::Unverified)) = &answer {
             // Most likely a wrong key, which only a person can set right.
-            let text = format!("{}: {error}", terms.merchant);
-            log::warn!("{text}");
-            self.notices.tell(NoticeKind::GatewayRefused, &text);
+            let text = |language| format!("{}: {}", terms.merchant, error.text(language));
+            log::warn!("{}", text(logging::language()));
+            self.notices.tell(NoticeKind::GatewayRefused, &text(self.language()));
         }
         let answer = answer.map(|answer| {
             let verdict = match answer.verdict(&terms.merchant, &terms.order_no) {
@@ -155,14 +169,19 @@ impl Gateways {
         let (word, detail) = match answer {
             Ok((verdict, answer)) => (name_of(verdict), String::from_utf8_lossy(&answer.body).into_owned()),
             Err(GatewayError::UnknownOrder) => ("unknown_order".into(), String::new()),
-            Err(error) => ("no_answer".into(), error.to_string()),
+            Err(error) => ("no_answer".into(), error.text(self.language())),
         };
         let hold = answer.as_ref().ok().and_then(|(verdict, _)| hold_of(verdict));
         let answered = Answered { order_no: order.terms.order_no.to_string(), at, cause, answer: word, detail, hold };
         self.store.keep_answer(answered).await.map_err(|error| {
-            log::warn!("{error}");
+            log::warn!("{}", error.text(logging::language()));
             AskError::NotStored
         })
+    }
+
+    /// The language of what is kept for the operator.
+    pub(crate) fn language(&self) -> Language {
+        self.config.load().language
     }
 
     /// Concurrency and questions in a minute.

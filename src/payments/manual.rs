@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use rust_i18n::t;
-
 use crate::channel::epay::client::{GatewayError, Verdict};
 use crate::domain::decisions::PaymentOfDecision;
+use crate::domain::language::{Language, Localized, LocalizedText, text};
 use crate::domain::order::{Order, OrderStatus};
 use crate::domain::settlement::{LatePolicy, Policy};
 use crate::payments::gateways::{AskError, Gateways, name_of};
@@ -31,7 +30,7 @@ pub(crate) struct SettledByHand {
     /// The order after it.
     pub order: Order,
     /// Why the gateway could not be asked, where it could not.
-    pub remark: Option<String>,
+    pub remark: Option<LocalizedText>,
 }
 
 /// Why the order is not settled.
@@ -41,7 +40,7 @@ pub(crate) enum SettleError {
     #[error(transparent)]
     Store(#[from] DecisionError),
     /// The gateway says that there is no money, in this word.
-    #[error("{}", t!("manual.gateway_says_no", order = order_no, answer = answer))]
+    #[error("gateway_says_no: the gateway says {answer} of order {order_no}")]
     GatewaySaysNo {
         /// The order.
         order_no: String,
@@ -53,6 +52,17 @@ pub(crate) enum SettleError {
 impl From<StoreError> for SettleError {
     fn from(error: StoreError) -> Self {
         Self::Store(error.into())
+    }
+}
+
+impl Localized for SettleError {
+    fn text(&self, language: Language) -> String {
+        match self {
+            Self::Store(error) => error.text(language),
+            Self::GatewaySaysNo { order_no, answer } => {
+                text!(language, "manual.gateway_says_no", order = order_no, answer = answer).into_owned()
+            }
+        }
     }
 }
 
@@ -72,8 +82,10 @@ pub(crate) async fn settle(
         let refuse = |answer: String| Err(SettleError::GatewaySaysNo { order_no: order_no.clone(), answer });
         match gateways.ask(&order, Cause::Manual, QUESTION_TIMEOUT).await {
             Ok((Verdict::Paid { trade_no, .. }, _)) => proved = Some(trade_no),
-            Ok((Verdict::Contradicts(field), _)) => remark = Some(GatewayError::Contradicts(field).to_string()),
-            Ok((Verdict::Unknown(status), _)) => remark = Some(format!("status {status}")),
+            Ok((Verdict::Contradicts(field), _)) => remark = Some(not_asked(&GatewayError::Contradicts(field))),
+            Ok((Verdict::Unknown(status), _)) => {
+                remark = Some(LocalizedText::verbatim("unknown_status", &format!("status {status}")));
+            }
             Ok((verdict @ Verdict::Refunded { .. }, answer)) if !force => {
                 // The order waits for a person from now on, and its receipt says why.
                 let word = name_of(&verdict);
@@ -88,9 +100,14 @@ pub(crate) async fn settle(
             Ok((verdict, _)) if !force => return refuse(name_of(&verdict)),
             Err(AskError::Gateway(GatewayError::UnknownOrder)) if !force => return refuse("unknown_order".into()),
             Ok(_) | Err(AskError::NoGateway | AskError::Gateway(GatewayError::UnknownOrder)) => {}
-            Err(error) => remark = Some(error.to_string()),
+            Err(error) => remark = Some(not_asked(&error)),
         }
     }
     let order = store.settle_by_hand(decision, PaymentOfDecision { proved, typed, paid_outside }).await?;
     Ok(SettledByHand { order, remark })
+}
+
+/// The remark that the gateway gave no answer to go by.
+fn not_asked(error: &impl Localized) -> LocalizedText {
+    LocalizedText::of("not_asked", error)
 }

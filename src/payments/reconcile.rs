@@ -7,7 +7,6 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rust_i18n::t;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -15,9 +14,11 @@ use tokio_util::sync::CancellationToken;
 use crate::channel::epay::client::{Answer, GatewayError, Verdict};
 use crate::config::{Config, Current, Merchant};
 use crate::domain::clock::Timestamp;
+use crate::domain::language::Localized;
 use crate::domain::order::{Order, SettledBy};
 use crate::domain::outcome::Outcome;
 use crate::domain::settlement::Policy;
+use crate::logging::{self, log_text};
 use crate::net::backoff;
 use crate::payments::gateways::{AskError, Gateways, name_of};
 use crate::store::{Cause, Question, Receipt, Settle, Store, StoreError};
@@ -98,7 +99,7 @@ impl Reconciler {
                 }
             }
             if let Err(error) = self.dispatch(&mut questions).await {
-                log::warn!(target: TARGET, "{}", t!("log.reconcile_failed", error = error));
+                log::warn!(target: TARGET, "{}", log_text!("log.reconcile_failed", error = error));
             }
         }
         // What is cut off is asked again: no answer is lost that was not settled.
@@ -156,7 +157,7 @@ impl Reconciler {
         };
         let (step, at) = next.map_or((question.step, None), |(step, at)| (step, Some(at)));
         if let Err(error) = self.store.schedule_question(order_no.clone(), step, at).await {
-            log::warn!(target: TARGET, "{}", t!("log.reconcile_failed", error = error));
+            log::warn!(target: TARGET, "{}", log_text!("log.reconcile_failed", error = error));
         }
         self.asking().remove(&order_no);
     }
@@ -196,7 +197,7 @@ impl Reconciler {
         let order_no = &order.terms.order_no;
         match self.gateways.ask(order, cause, patience).await {
             Ok((Verdict::Contradicts(field), _)) => {
-                log::warn!(target: TARGET, "{}", t!("log.gateway_contradicts", order = order_no, field = field));
+                log::warn!(target: TARGET, "{}", log_text!("log.gateway_contradicts", order = order_no, field = field));
                 Err(Finding::Contradicts(field))
             }
             Ok(answered) => {
@@ -205,7 +206,7 @@ impl Reconciler {
             }
             Err(AskError::Gateway(GatewayError::UnknownOrder)) => Err(Finding::NotPaid("unknown_order".into())),
             Err(error) => {
-                log::debug!(target: TARGET, "{order_no}: {error}");
+                log::debug!(target: TARGET, "{order_no}: {}", error.text(logging::language()));
                 Err(Finding::NoAnswer(error))
             }
         }
@@ -218,13 +219,13 @@ impl Reconciler {
         let (level, rest) = match settlement.credited {
             Some(credited) => {
                 let (user, credits) = (credited.telegram_id, credited.credits);
-                (log::Level::Info, t!("log.credited", user = user, credits = credits).into_owned())
+                (log::Level::Info, log_text!("log.credited", user = user, credits = credits).into_owned())
             }
             None => (log::Level::Warn, format!("pid={}", claim.merchant)),
         };
         log::log!(
             target: TARGET, level, "{}",
-            t!("log.reconciled", outcome = outcome, order = claim.order_no, trade = claim.trade_no(), rest = rest)
+            log_text!("log.reconciled", outcome = outcome, order = claim.order_no, trade = claim.trade_no(), rest = rest)
         );
         Ok(outcome)
     }

@@ -5,13 +5,12 @@
 
 use std::time::Duration;
 
-use rust_i18n::t;
-
 use crate::channel::epay::client::{self, Gateway, GatewayError, RefundReply, Verdict};
 use crate::domain::clock::Timestamp;
 use crate::domain::decisions::RefundState;
+use crate::domain::language::{Language, Localized, text};
 use crate::domain::order::Order;
-use crate::payments::gateways::Gateways;
+use crate::payments::gateways::{AskError, Gateways};
 use crate::store::{ByHand, Cause, DecisionError, Store, StoreError};
 
 /// How long the question may take whether a payment is refunded.
@@ -46,20 +45,41 @@ pub(crate) enum RefundError {
     #[error(transparent)]
     Store(#[from] DecisionError),
     /// The merchant has no gateway that can be asked.
-    #[error("{}", t!("refund.no_gateway", pid = .0))]
+    #[error("no_gateway: merchant {0} has no gateway that can be asked")]
     NoGateway(String),
     /// The money of this order did not come through the gateway, which can only give back what is another payment.
-    #[error("{}", t!("refund.paid_outside", order = .0))]
+    #[error("paid_outside: order {0} was not paid through the gateway")]
     PaidOutside(String),
     /// The gateway says no; nothing has changed.
-    #[error("{}", t!("refund.refused", cause = .0))]
-    Refused(String),
+    #[error("refused: the gateway refuses the refund")]
+    Refused(#[source] GatewayError),
     /// Nobody knows what the gateway did; credits are untouched, and the next attempt asks first.
-    #[error("{}", t!("refund.unclear", cause = .0))]
-    Unclear(String),
-    /// An earlier attempt is unclear, and the gateway does not say that the money went back.
-    #[error("{}", t!("refund.still_unclear", cause = .0))]
-    StillUnclear(String),
+    #[error("unclear: the gateway may have refunded the payment")]
+    Unclear(#[source] GatewayError),
+    /// An earlier attempt is unclear, and the gateway says that the payment is paid.
+    #[error("still_paid: the gateway says that the payment is paid")]
+    StillPaid,
+    /// An earlier attempt is unclear, and so is what the gateway says of it.
+    #[error("still_unclear: the gateway does not say whether the payment is refunded")]
+    StillUnclear(#[source] AskError),
+}
+
+impl Localized for RefundError {
+    fn text(&self, language: Language) -> String {
+        let text = match self {
+            Self::Store(error) => return error.text(language),
+            Self::NoGateway(pid) => text!(language, "refund.no_gateway", pid = pid),
+            Self::PaidOutside(order_no) => text!(language, "refund.paid_outside", order = order_no),
+            Self::Refused(error) => text!(language, "refund.refused", cause = error),
+            Self::Unclear(error) => text!(language, "refund.unclear", cause = error),
+            Self::StillPaid => {
+                let cause = text!(language, "refund.says_paid");
+                text!(language, "refund.still_unclear", cause = cause)
+            }
+            Self::StillUnclear(error) => text!(language, "refund.still_unclear", cause = error),
+        };
+        text.into_owned()
+    }
 }
 
 impl From<StoreError> for RefundError {
@@ -100,7 +120,7 @@ pub(crate) async fn refund(
                 return finish(store, order_no, answer, true).await;
             }
             Ok(false) if manner.again => {}
-            Ok(false) => return Err(RefundError::StillUnclear(t!("refund.says_paid").into_owned())),
+            Ok(false) => return Err(RefundError::StillPaid),
             Err(error) => return Err(RefundError::StillUnclear(error)),
         }
     }
@@ -121,26 +141,31 @@ async fn ask_for_it(
             finish(store, order_no, String::from_utf8_lossy(&body).into_owned(), proved).await
         }
         Ok(RefundReply::Unclear(error)) => {
-            let cause = error.to_string();
-            store.refund_answered(order_no, RefundState::Unclear, cause.clone(), Timestamp::now()).await?;
-            Err(RefundError::Unclear(cause))
+            let cause = error.text(gateways.language());
+            store.refund_answered(order_no, RefundState::Unclear, cause, Timestamp::now()).await?;
+            Err(RefundError::Unclear(error))
         }
         Ok(RefundReply::Refused { code, message }) => {
-            refused(store, order_no, &GatewayError::Refused { code, message }).await
+            refused(gateways, store, order_no, GatewayError::Refused { code, message }).await
         }
         // The request did not get as far as the gateway.
-        Err(error) => refused(store, order_no, &error).await,
+        Err(error) => refused(gateways, store, order_no, error).await,
     }
 }
 
-async fn refused(store: &Store, order_no: String, error: &GatewayError) -> Result<Refunded, RefundError> {
-    let cause = error.to_string();
-    store.refund_answered(order_no, RefundState::Refused, cause.clone(), Timestamp::now()).await?;
-    Err(RefundError::Refused(cause))
+async fn refused(
+    gateways: &Gateways,
+    store: &Store,
+    order_no: String,
+    error: GatewayError,
+) -> Result<Refunded, RefundError> {
+    let cause = error.text(gateways.language());
+    store.refund_answered(order_no, RefundState::Refused, cause, Timestamp::now()).await?;
+    Err(RefundError::Refused(error))
 }
 
 /// Whether the gateway itself says that the payment is refunded; an error is why it says nothing.
-async fn is_refunded(gateways: &Gateways, gateway: &Gateway, order: &Order) -> Result<bool, String> {
+async fn is_refunded(gateways: &Gateways, gateway: &Gateway, order: &Order) -> Result<bool, AskError> {
     // V2 gateways know the refund itself; all others have to be asked about the payment.
     if let Ok(client::RefundState::Done { money }) = gateway.refund_query(&order.terms.order_no).await
         && money.is_none_or(|money| money == order.terms.amount)
@@ -149,10 +174,10 @@ async fn is_refunded(gateways: &Gateways, gateway: &Gateway, order: &Order) -> R
     }
     match gateways.ask(order, Cause::Refund, QUESTION_TIMEOUT).await {
         Ok((Verdict::Refunded { amount, .. }, _)) if amount == order.terms.amount => Ok(true),
-        Ok((Verdict::Refunded { .. }, _)) => Err(GatewayError::Contradicts("money").to_string()),
-        Ok((Verdict::Contradicts(field), _)) => Err(GatewayError::Contradicts(field).to_string()),
+        Ok((Verdict::Refunded { .. }, _)) => Err(GatewayError::Contradicts("money").into()),
+        Ok((Verdict::Contradicts(field), _)) => Err(GatewayError::Contradicts(field).into()),
         Ok(_) => Ok(false),
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(error),
     }
 }
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use super::start::NotStarted;
 use crate::config::ConfigError;
+use crate::domain::language::{Language, Localized, LocalizedText};
 use crate::logging::escaped;
 use crate::store::OpenError;
 
@@ -54,11 +55,17 @@ impl From<Exit> for ExitCode {
 /// A command line that parses and makes no sense.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct UsageError(String);
+pub(crate) struct UsageError(LocalizedText);
+
+impl Localized for UsageError {
+    fn text(&self, language: Language) -> String {
+        self.0.text(language)
+    }
+}
 
 /// A [`UsageError`] with this text.
-pub(crate) fn usage(text: impl Into<String>) -> anyhow::Error {
-    UsageError(text.into()).into()
+pub(crate) fn usage(text: LocalizedText) -> anyhow::Error {
+    UsageError(text).into()
 }
 
 /// Writes a line to standard error. What a file or a peer put into it cannot move the terminal's cursor.
@@ -104,7 +111,7 @@ mod tests {
         let bad_configuration = ConfigError { file: None, findings: Vec::new() };
         for (error, exit) in [
             (anyhow::anyhow!("anything"), Exit::Failed),
-            (usage("x"), Exit::Usage),
+            (usage(LocalizedText::verbatim("x", "x")), Exit::Usage),
             (bad_configuration.into(), Exit::BadConfiguration),
             (cannot_open(true).into(), Exit::NoPermission),
             (cannot_open(false).into(), Exit::Failed),

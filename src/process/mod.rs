@@ -7,6 +7,7 @@
 pub(crate) mod control;
 mod daemon;
 pub(crate) mod exit;
+pub(crate) mod failure;
 pub(crate) mod health;
 mod log_end;
 pub(crate) mod logs;

@@ -19,15 +19,16 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use rust_i18n::t;
 use rustix::fs::OFlags;
 
 use super::pidfd::{Process, Program, start_time};
+use crate::domain::failure::{LocalizedError, OrFailure};
+use crate::domain::language::{LocalizedText, localized};
 use crate::files::FileIdentity;
 use crate::files::{self, Audience};
+use crate::logging::log_text;
 
 /// How long a lock is tried for: someone who only looks holds it for a moment. And how long a text that does not fit is looked at
 /// again: it may be about to change.
@@ -156,7 +157,7 @@ impl PidFile {
     pub(crate) fn write(&mut self, record: &Record) -> io::Result<()> {
         // Before the text: from the moment that it names us, it has to be believed.
         if let Err(error) = self.mark() {
-            log::warn!("{}", t!("log.pid_file_unmarked", error = error));
+            log::warn!("{}", log_text!("log.pid_file_unmarked", error = error));
         }
         let text = record.to_string();
         // In one call, so that a reader sees all of it or nothing.
@@ -258,19 +259,23 @@ pub(crate) enum Riddle {
 impl Riddle {
     /// What was found, and what to do.
     pub(crate) fn explain(&self, pid_file: &Path) -> anyhow::Error {
+        LocalizedError::from(self.explanation(pid_file)).into()
+    }
+
+    /// What was found, and what to do, for somebody who only looks.
+    pub(crate) fn explanation(&self, pid_file: &Path) -> LocalizedText {
         let path = pid_file.display();
-        let text = match self {
-            Self::Empty => t!("manager.riddle_empty", path = path),
-            Self::Garbage(text) => t!("manager.riddle_garbage", path = path, text = text),
-            Self::NoSuchProcess(record) => t!("manager.riddle_no_process", path = path, pid = record.pid),
-        };
-        anyhow!(text.into_owned())
+        match self {
+            Self::Empty => localized!("manager.riddle_empty", path = path),
+            Self::Garbage(text) => localized!("manager.riddle_garbage", path = path, text = text),
+            Self::NoSuchProcess(record) => localized!("manager.riddle_no_process", path = path, pid = record.pid),
+        }
     }
 }
 
 /// Looks whether the service runs, and who it is. Changes nothing, and signals nobody.
 pub(crate) fn look(path: &Path) -> anyhow::Result<Found> {
-    try_look(path).with_context(|| t!("log.pid_file_failed", path = path.display()).into_owned())
+    try_look(path).or_failure(|| localized!("log.pid_file_failed", path = path.display()))
 }
 
 fn try_look(path: &Path) -> io::Result<Found> {

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
-use rust_i18n::t;
+use anyhow::bail;
 
 use super::control::{Answer, LOOK_AGAIN_AFTER, Request, ask, has_gone};
 use super::pid_file::{Found, Riddle, look};
+use crate::domain::failure::OrFailure;
+use crate::domain::language::localized;
 
 /// How long a reload may take; opening the log file anew waits for what is queued.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -43,7 +44,7 @@ pub(crate) fn reload(pid_file: &Path) -> anyhow::Result<Reloaded> {
         let left = deadline.saturating_duration_since(Instant::now());
         let answer = match ask(&record, &process, left, Request::Reload) {
             Err(error) if has_gone(&error) && Instant::now() < deadline => Answer::HasLeft,
-            answer => answer.with_context(|| t!("manager.no_answer", pid = record.pid).into_owned())?,
+            answer => answer.or_failure(|| localized!("manager.no_answer", pid = record.pid))?,
         };
         match answer {
             // By then the other one has written its name.

@@ -6,9 +6,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
-use rust_i18n::t;
-
 use super::control::{Answer, Request, ask};
 use super::daemon::Daemon;
 use super::log_end::LogEnd;
@@ -16,6 +13,8 @@ use super::pid_file::{Found, Record, Riddle, look};
 use super::pidfd::Process;
 use super::readiness::{self, Heard, Word};
 use super::systemd;
+use crate::domain::failure::{OrFailure, failure};
+use crate::domain::language::{Language, Localized, LocalizedText, localized};
 
 /// How long a service that did not become ready has to end before it is killed.
 const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -56,20 +55,38 @@ pub(crate) enum Started {
 pub(crate) struct NotStarted {
     /// What the service itself would exit with.
     pub(crate) exit: u8,
-    /// Why, in its own words.
-    pub(crate) cause: String,
+    /// Why; the service itself says so in its own language.
+    pub(crate) cause: LocalizedText,
     /// The last that it logged.
     pub(crate) log: Vec<String>,
 }
 
 impl fmt::Display for NotStarted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.cause)?;
+        write!(f, "not_started: {}", self.cause)?;
         self.log.iter().try_for_each(|line| write!(f, "\n  {line}"))
     }
 }
 
 impl std::error::Error for NotStarted {}
+
+impl Localized for NotStarted {
+    fn text(&self, language: Language) -> String {
+        let lines = self.log.iter().map(|line| format!("\n  {line}"));
+        std::iter::once(self.cause.text(language)).chain(lines).collect()
+    }
+}
+
+/// Another service is there, or starting.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Already(pub(crate) LocalizedText);
+
+impl Localized for Already {
+    fn text(&self, language: Language) -> String {
+        self.0.text(language)
+    }
+}
 
 impl Start<'_> {
     /// Starts the service unless it runs, and waits until it answers or has failed.
@@ -80,12 +97,12 @@ impl Start<'_> {
             let (record, process) = match look(self.pid_file)? {
                 // A daemon beside it would have the lock, and systemd would try again and again in vain.
                 Found::Left(Record { unit: Some(unit), .. }) if systemd::is_starting(&unit) => {
-                    bail!(t!("manager.owned_by_systemd", unit = unit, verb = "start").into_owned());
+                    return Err(failure!("manager.owned_by_systemd", unit = unit, verb = "start"));
                 }
                 Found::Nothing | Found::Left(_) | Found::LeftGarbage(_) => {
                     match self.launch(&[], left())? {
                         Some(started) => return Ok(started),
-                        None if left().is_zero() => bail!(t!("manager.other_start_failed").into_owned()),
+                        None if left().is_zero() => return Err(failure!("manager.other_start_failed")),
                         // Another start was quicker: it is as good as ours, if it comes to something.
                         None => continue,
                     }
@@ -111,7 +128,7 @@ impl Start<'_> {
             }
             // It is about to end, or another one has taken over: then the place is free, or the file tells of that one.
             if !process.wait(left().min(LOOK_AGAIN_AFTER))? && left().is_zero() {
-                bail!(t!("manager.in_the_way", pid = pid, seconds = self.timeout.as_secs_f32()).into_owned());
+                return Err(failure!("manager.in_the_way", pid = pid, seconds = self.timeout.as_secs_f32()));
             }
         }
     }
@@ -121,9 +138,9 @@ impl Start<'_> {
         if !running.is_own() {
             // As another user it would leave files behind that the next start as the right user cannot open.
             return Err(io::Error::from(io::ErrorKind::PermissionDenied))
-                .with_context(|| t!("manager.other_user", pid = running.pid()).into_owned());
+                .or_failure(|| localized!("manager.other_user", pid = running.pid()));
         }
-        self.launch(&["--take-over"], self.timeout)?.ok_or_else(|| anyhow!(t!("manager.gone_meanwhile").into_owned()))
+        self.launch(&["--take-over"], self.timeout)?.ok_or_else(|| failure!("manager.gone_meanwhile"))
     }
 
     /// Starts a process and hears what becomes of it; `None` where there was another one.
@@ -141,13 +158,17 @@ impl Start<'_> {
             Heard::Word(Word::Ready { pid, listen, replaced }, noise) => {
                 Ok(Some(Started::Ready { pid, listen, replaced, noise }))
             }
-            Heard::Word(Word::Failed { cause, exit }, _) => failed(exit, cause),
+            Heard::Word(Word::Failed { cause, exit }, _) => failed(exit, LocalizedText::verbatim("failed", &cause)),
             Heard::Word(Word::Running | Word::Begun(_), _) => Ok(None),
             Heard::Died(noise) => {
                 let said: Vec<_> = [noise, trouble.map(|error| error.to_string()).unwrap_or_default()].into();
                 let said = said.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n");
-                let text = if said.is_empty() { t!("manager.died") } else { t!("manager.died_saying", noise = said) };
-                failed(1, text.into())
+                let text = if said.is_empty() {
+                    localized!("manager.died")
+                } else {
+                    localized!("manager.died_saying", noise = said)
+                };
+                failed(1, text)
             }
             Heard::TimedOut(pid) => {
                 if let Some(pid) = pid {
@@ -159,7 +180,7 @@ impl Start<'_> {
                     }
                     give_up(pid)?;
                 }
-                failed(1, t!("manager.start_timeout", seconds = timeout.as_secs_f32()).into())
+                failed(1, localized!("manager.start_timeout", seconds = timeout.as_secs_f32()))
             }
         }
     }

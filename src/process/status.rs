@@ -5,6 +5,7 @@ use std::path::Path;
 use super::health::{self, Health};
 use super::pid_file::{Found, Record, look};
 use super::pidfd::Vitals;
+use crate::domain::language::LocalizedText;
 
 /// What a look at the service found.
 pub(crate) enum Status {
@@ -14,7 +15,7 @@ pub(crate) enum Status {
     /// Nobody holds the pid file, and the text in it is not ours.
     Garbage(String),
     /// Somebody holds the pid file, and it does not tell who.
-    Unknown(String),
+    Unknown(LocalizedText),
     Running {
         record: Record,
         vitals: Option<Vitals>,
@@ -28,7 +29,7 @@ pub(crate) async fn status(pid_file: &Path) -> anyhow::Result<Status> {
         Found::Nothing => return Ok(Status::Stopped),
         Found::Left(record) => return Ok(Status::Dead(record)),
         Found::LeftGarbage(text) => return Ok(Status::Garbage(text)),
-        Found::Unknown(riddle) => return Ok(Status::Unknown(riddle.explain(pid_file).to_string())),
+        Found::Unknown(riddle) => return Ok(Status::Unknown(riddle.explanation(pid_file))),
         Found::Running(record, process) => (record, process),
     };
     let health = match record.listen {

@@ -3,12 +3,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use rust_i18n::t;
-
 use super::control::{Answer, Request, ask};
 use super::pid_file::{Found, Record, Riddle, look};
 use super::pidfd::Process;
+use crate::domain::failure::OrFailure;
+use crate::domain::language::localized;
 
 /// How long it may take to answer: one that hangs is to be ended all the same.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
@@ -76,7 +75,7 @@ pub(crate) fn stop(
             return Ok(Stopped::StillRunning(record));
         } else {
             before_kill(record.pid);
-            process.kill().with_context(|| t!("manager.not_allowed", pid = record.pid).into_owned())?;
+            process.kill().or_failure(|| localized!("manager.not_allowed", pid = record.pid))?;
             if !process.wait(KILL_TIMEOUT)? {
                 return Ok(Stopped::StillRunning(record));
             }
@@ -97,7 +96,7 @@ fn was_not_running(found: Found) -> Stopped {
 /// the signal to itself, if nobody has yet; one that does not answer gets it from here.
 fn end(service: &Record, process: &Process) -> anyhow::Result<()> {
     if !matches!(ask(service, process, ANSWER_TIMEOUT, Request::End), Ok(Answer::Ending)) {
-        process.terminate().with_context(|| t!("manager.not_allowed", pid = service.pid).into_owned())?;
+        process.terminate().or_failure(|| localized!("manager.not_allowed", pid = service.pid))?;
     }
     Ok(())
 }

@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use listenfd::ListenFd;
-use rust_i18n::t;
 use rustix::net::sockopt::socket_acceptconn;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::pidfd::systemd_unit_of_own;
+use crate::logging::log_text;
 
 /// Whether systemd runs this machine, as `sd_booted(3)` tells.
 pub(crate) fn runs() -> bool {
@@ -98,6 +98,6 @@ fn notify(message: &str) {
     if let Err(error) = send()
         && !HAS_FAILED.swap(true, Ordering::Relaxed)
     {
-        log::warn!("{}", t!("log.notify_failed", socket = name.display(), error = error));
+        log::warn!("{}", log_text!("log.notify_failed", socket = name.display(), error = error));
     }
 }

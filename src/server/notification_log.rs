@@ -4,11 +4,10 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use rust_i18n::t;
-
 use crate::domain::clock::Timestamp;
 use crate::domain::outcome::{ClaimedFields, NotificationOutcome, Outcome, Rejected, Unanswered};
 use crate::domain::settlement::Claim;
+use crate::logging::log_text;
 use crate::net::rate_limit::{Rate, RateLimiter};
 use crate::store::{Credited, Settlement, StoreError};
 
@@ -72,7 +71,8 @@ impl NotificationLog {
         let (credited, order_amount) = match settled {
             Ok(settlement) => (settlement.credited, settlement.order_amount),
             Err(error) => {
-                let text = t!("log.store_failed", outcome = outcome, order = order, trade = trade, error = error);
+                let text =
+                    log_text!("log.store_failed", outcome = outcome, order = order, trade = trade, error = error);
                 log::error!(target: TARGET, "{text}");
                 return;
             }
@@ -88,11 +88,11 @@ impl NotificationLog {
             _ => outcome.to_string(),
         };
         let rest = if let Some(Credited { telegram_id: user, credits }) = credited {
-            t!("log.credited", user = user, credits = credits)
+            log_text!("log.credited", user = user, credits = credits)
         } else {
-            t!("log.sender", pid = pid, client = client)
+            log_text!("log.sender", pid = pid, client = client)
         };
-        let text = t!("log.verified", what = what, order = order, trade = trade, amount = amount, rest = rest);
+        let text = log_text!("log.verified", what = what, order = order, trade = trade, amount = amount, rest = rest);
         log::log!(target: TARGET, level, "{text}");
     }
 
@@ -100,7 +100,7 @@ impl NotificationLog {
     pub(super) fn late_settlement(&self, after: Duration) {
         let outcome = NotificationOutcome::Unanswered(Unanswered::Overloaded);
         if self.has_room_for(outcome) {
-            log::error!(target: TARGET, "{}", t!("log.settle_late", outcome = outcome, seconds = after.as_secs()));
+            log::error!(target: TARGET, "{}", log_text!("log.settle_late", outcome = outcome, seconds = after.as_secs()));
         }
     }
 
@@ -108,7 +108,7 @@ impl NotificationLog {
     pub(super) fn previous_key(&self, pid: &str) {
         let minute = Timestamp::now().ms().div_euclid(60_000);
         if self.previous_key_told.swap(minute, Ordering::Relaxed) != minute {
-            log::info!(target: TARGET, "{}", t!("log.previous_key", pid = shortened(pid)));
+            log::info!(target: TARGET, "{}", log_text!("log.previous_key", pid = shortened(pid)));
         }
     }
 
@@ -118,9 +118,9 @@ impl NotificationLog {
             let what = format!("{} {}", refused.outcome, refused.reason);
             let ClaimedFields { merchant, order_no, .. } = &refused.claimed;
             let [pid, order] = [merchant, order_no].map(|field| field.as_deref().unwrap_or("?"));
-            let sender = t!("log.sender", pid = pid, client = client);
+            let sender = log_text!("log.sender", pid = pid, client = client);
             let rest = diagnose().map_or_else(|| sender.to_string(), |diagnosis| format!("{sender}: {diagnosis}"));
-            log::warn!(target: TARGET, "{}", t!("log.rejected", what = what.trim_end(), order = order, rest = rest));
+            log::warn!(target: TARGET, "{}", log_text!("log.rejected", what = what.trim_end(), order = order, rest = rest));
         }
     }
 
@@ -134,7 +134,7 @@ impl NotificationLog {
         for (outcome, budget) in NotificationOutcome::all().zip(&self.budgets) {
             let count = budget.unlogged.swap(0, Ordering::Relaxed);
             if count > 0 {
-                log::warn!(target: TARGET, "{}", t!("log.more_unlogged", outcome = outcome, count = count));
+                log::warn!(target: TARGET, "{}", log_text!("log.more_unlogged", outcome = outcome, count = count));
             }
         }
     }

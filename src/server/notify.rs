@@ -20,10 +20,12 @@ use crate::channel::epay::client::Verdict;
 use crate::channel::epay::{self, Malformed, Notification, Unverified, VerifyError};
 use crate::config::{Config, Current, Proof};
 use crate::domain::clock::Timestamp;
+use crate::domain::language::Localized;
 use crate::domain::money::Amount;
 use crate::domain::order::{PaymentState, SettledBy};
 use crate::domain::outcome::{ClaimedFields, NotificationOutcome, Rejected, Unanswered};
 use crate::domain::settlement::{Claim, ClaimProof, Policy};
+use crate::logging;
 use crate::net::response::{Response, TEXT, respond};
 use crate::payments::gateways::Gateways;
 use crate::store::{Cause, Receipt, Rejection, Settle, Store, StoreError};
@@ -248,7 +250,7 @@ impl Notify {
 /// The known wrong way in which a refused notification is signed, for the log.
 fn diagnosis(config: &Config, refused: &Refused, payload: &[u8]) -> Option<String> {
     let pid = refused.claimed.merchant.as_deref().filter(|_| refused.outcome == Rejected::BadSignature)?;
-    config.diagnose(pid, payload).map(|diagnosis| diagnosis.text())
+    config.diagnose(pid, payload).map(|diagnosis| diagnosis.text(logging::language()))
 }
 
 /// Asks the gateway itself about the payment that a notification claims, where the merchant's rules want that.

@@ -3,8 +3,6 @@
 //! For a person to read, and nothing else: from here comes no [`Notification`](super::Notification), so nothing is ever credited
 //! because a wrong way of signing would fit.
 
-use rust_i18n::t;
-
 use std::borrow::Cow;
 
 use md5::{Digest, Md5};
@@ -13,6 +11,7 @@ use subtle::ConstantTimeEq;
 use super::form::decode_pairs;
 use super::notification::Credentials;
 use super::sign::decode_hex;
+use crate::domain::language::{Language, Localized, text};
 use crate::domain::named::named_enum;
 use crate::domain::secret::{MASK, Secret};
 
@@ -62,12 +61,12 @@ pub(crate) struct Diagnosis {
     pub pid: Option<String>,
 }
 
-impl Diagnosis {
+impl Localized for Diagnosis {
     /// The diagnosis in a sentence, with what to do.
-    pub(crate) fn text(&self) -> String {
+    fn text(&self, language: Language) -> String {
         match (self.way, &self.pid) {
-            (WrongWay::OtherMerchant, Some(pid)) => t!("diagnosis.other_merchant", pid = pid).into_owned(),
-            (way, _) => t!(format!("diagnosis.{way}")).into_owned(),
+            (WrongWay::OtherMerchant, Some(pid)) => text!(language, "diagnosis.other_merchant", pid = pid).into_owned(),
+            (way, _) => text!(language, format!("diagnosis.{way}")).into_owned(),
         }
     }
 }

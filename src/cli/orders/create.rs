@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use qrcode::QrCode;
 use qrcode::render::unicode::Dense1x2;
-use rust_i18n::t;
 
 use super::{parse_amount, show};
 use crate::cli::{output, parse_language};
 use crate::config::{CREDITS_MAX, Config, Current, faults_of_gateway_text};
-use crate::domain::language::Language;
+use crate::domain::failure::LocalizedError;
+use crate::domain::language::{Language, Localized, localized};
 use crate::domain::money::Amount;
 use crate::net::client::Client;
 use crate::payments::checkout::{Cashier, Checkout, CheckoutError, DEFAULT_PAYMENT_TYPE, Goods, Wish, is_payment_type};
@@ -70,9 +70,9 @@ pub(super) async fn run(arguments: Create, config: &Config) -> anyhow::Result<Ex
     store.close().await?;
     let Checkout { order, remark, .. } = created.map_err(impossible)?;
     if let Some(remark) = remark {
-        eprint(&remark);
+        eprint(&remark.text(config.load().language));
     }
-    show(&order, json)?;
+    show(&order, json, config.load().language)?;
     if let Some(page) = order.pay_page.filter(|_| !json && io::stdout().is_terminal()) {
         print_qr_code(&page.url)?;
     }
@@ -90,7 +90,7 @@ fn impossible(error: CheckoutError) -> anyhow::Error {
 impl Create {
     fn wish(self) -> anyhow::Result<Wish> {
         let goods = Goods::of(self.package, self.amount.zip(self.credits), self.name);
-        let goods = goods.ok_or_else(|| usage(t!("cli.package_or_amount")))?;
+        let goods = goods.ok_or_else(|| usage(localized!("cli.package_or_amount")))?;
         Ok(Wish {
             telegram_id: self.telegram_id,
             goods,
@@ -111,13 +111,15 @@ fn print_qr_code(text: &str) -> anyhow::Result<()> {
     output::line(&code.render::<Dense1x2>().dark_color(Dense1x2::Light).light_color(Dense1x2::Dark).build())
 }
 
-fn parse_payment_type(text: &str) -> Result<String, String> {
-    is_payment_type(text).then(|| text.to_owned()).ok_or_else(|| t!("cli.bad_payment_type").into_owned())
+fn parse_payment_type(text: &str) -> Result<String, LocalizedError> {
+    is_payment_type(text)
+        .then(|| text.to_owned())
+        .ok_or_else(|| LocalizedError::from(localized!("cli.bad_payment_type")))
 }
 
-fn parse_text_to_gateway(text: &str) -> Result<String, String> {
+fn parse_text_to_gateway(text: &str) -> Result<String, LocalizedError> {
     match faults_of_gateway_text(text).into_iter().next() {
-        Some(fault) => Err(fault),
+        Some(fault) => Err(fault.into()),
         None => Ok(text.to_owned()),
     }
 }

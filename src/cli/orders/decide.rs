@@ -1,6 +1,5 @@
 //! `orders settle`, `orders cancel`, `orders refund`: what a person decides about an order.
 
-use rust_i18n::t;
 use serde_json::json;
 
 use super::{open, show};
@@ -9,6 +8,8 @@ use crate::cli::output;
 use crate::cli::users::parse_reason;
 use crate::config::{Config, Current};
 use crate::domain::clock::Timestamp;
+use crate::domain::failure::LocalizedError;
+use crate::domain::language::{localized, text};
 use crate::domain::order::OrderNo;
 use crate::net::client::Client;
 use crate::payments::gateways::Gateways;
@@ -75,6 +76,7 @@ impl Decision {
 }
 
 pub(super) async fn settle(arguments: Settle, config: &Config) -> anyhow::Result<Exit> {
+    let language = config.language;
     let store = open(config).await?;
     let gateways = Gateways::new(&Current::new(config.clone()), &store, &Client::new());
     let Settle { decision, trade_no, paid_outside, force } = arguments;
@@ -83,12 +85,13 @@ pub(super) async fn settle(arguments: Settle, config: &Config) -> anyhow::Result
     store.close().await?;
     let SettledByHand { order, remark } = settled?;
     if let Some(cause) = remark {
-        eprint(&t!("manual.not_asked", cause = cause));
+        eprint(&text!(language, "manual.not_asked", cause = cause));
     }
-    show(&order, decision.json)
+    show(&order, decision.json, config.language)
 }
 
 pub(super) async fn acknowledge(arguments: Acknowledge, config: &Config) -> anyhow::Result<Exit> {
+    let language = config.language;
     let store = open(config).await?;
     let trades = store.acknowledge(arguments.decision.by_hand(), arguments.trade_no).await?;
     store.close().await?;
@@ -96,12 +99,13 @@ pub(super) async fn acknowledge(arguments: Acknowledge, config: &Config) -> anyh
     if arguments.decision.json {
         output::json(&json!({ "order_no": order_no, "trade_nos": trades }))?;
     } else {
-        output::line(&t!("cli.acknowledged", order = order_no, trades = trades.join(", ")))?;
+        output::line(&text!(language, "cli.acknowledged", order = order_no, trades = trades.join(", ")))?;
     }
     Ok(Exit::Done)
 }
 
 pub(super) async fn cancel(decision: Decision, config: &Config) -> anyhow::Result<Exit> {
+    let language = config.language;
     let store = open(config).await?;
     let order = store.cancel(decision.by_hand()).await?;
     // Where the gateway can, it is told to take no payment for it any more. Money that comes all the same is put into review.
@@ -109,14 +113,15 @@ pub(super) async fn cancel(decision: Decision, config: &Config) -> anyhow::Resul
     if let Some(gateway) = Gateways::new(&current, &store, &Client::new()).of(&order.terms.merchant) {
         match gateway.close(&order.terms.order_no).await {
             Ok(()) | Err(GatewayError::Unsupported | GatewayError::UnknownOrder) => {}
-            Err(error) => eprint(&t!("cli.not_closed", cause = error)),
+            Err(error) => eprint(&text!(language, "cli.not_closed", cause = error)),
         }
     }
     store.close().await?;
-    show(&order, decision.json)
+    show(&order, decision.json, config.language)
 }
 
 pub(super) async fn refund_order(arguments: Refund, config: &Config) -> anyhow::Result<Exit> {
+    let language = config.language;
     let store = open(config).await?;
     let gateways = Gateways::new(&Current::new(config.clone()), &store, &Client::new());
     let manner = Manner { by_hand: arguments.by_hand, even_if_spent: arguments.even_if_spent, again: arguments.again };
@@ -133,15 +138,26 @@ pub(super) async fn refund_order(arguments: Refund, config: &Config) -> anyhow::
     } else {
         let terms = &order.terms;
         let (user, amount) = (terms.telegram_id, terms.amount);
-        output::line(&t!("refund.done", order = terms.order_no, amount = amount, user = user, credits = credits))?;
+        output::line(&text!(
+            language,
+            "refund.done",
+            order = terms.order_no,
+            amount = amount,
+            user = user,
+            credits = credits
+        ))?;
         if !arguments.by_hand {
-            output::line(&if proved { t!("refund.proved") } else { t!("refund.proves_nothing") })?;
+            output::line(&if proved {
+                text!(language, "refund.proved")
+            } else {
+                text!(language, "refund.proves_nothing")
+            })?;
         }
     }
     Ok(Exit::Done)
 }
 
-fn parse_trade_no(text: &str) -> Result<String, String> {
+fn parse_trade_no(text: &str) -> Result<String, LocalizedError> {
     let fits = (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-    fits.then(|| text.to_owned()).ok_or_else(|| t!("cli.bad_trade_no").into_owned())
+    fits.then(|| text.to_owned()).ok_or_else(|| LocalizedError::from(localized!("cli.bad_trade_no")))
 }

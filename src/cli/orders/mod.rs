@@ -3,12 +3,11 @@
 mod create;
 mod decide;
 
-use anyhow::anyhow;
-use rust_i18n::t;
-
 use super::output;
 use crate::config::Config;
 use crate::domain::clock::Timestamp;
+use crate::domain::failure::{LocalizedError, failure};
+use crate::domain::language::{Language, localized, text};
 use crate::domain::money::Amount;
 use crate::domain::order::{Order, OrderNo, OrderStatus};
 use crate::process::exit::{Exit, eprint};
@@ -59,14 +58,14 @@ pub(super) async fn run(command: Command, config: &Config) -> anyhow::Result<Exi
             let filter = OrderFilter { status, telegram_id, limit, now: Timestamp::now() };
             let now = filter.now;
             let orders = store.orders(filter).await?;
-            list(&orders, now, json)
+            list(&orders, now, json, config.language)
         }
         Command::Show { order_no, json } => {
             let store = Store::open(config, Opening::ReadOnly).await?;
             let order = store.order(order_no.as_str()).await?;
-            let order = order.ok_or_else(|| anyhow!(t!("cli.no_such_order", order = order_no).into_owned()))?;
+            let order = order.ok_or_else(|| failure!("cli.no_such_order", order = order_no))?;
             let refund = store.refund(order_no.as_str()).await?;
-            show_with_refund(&order, refund.as_ref(), json)
+            show_with_refund(&order, refund.as_ref(), json, config.language)
         }
         Command::Settle(arguments) => decide::settle(arguments, config).await,
         Command::Cancel(decision) => decide::cancel(decision, config).await,
@@ -80,11 +79,11 @@ pub(super) async fn open(config: &Config) -> anyhow::Result<Store> {
     Ok(Store::open(config, Opening::Existing).await?)
 }
 
-fn show(order: &Order, json: bool) -> anyhow::Result<Exit> {
-    show_with_refund(order, None, json)
+fn show(order: &Order, json: bool, language: Language) -> anyhow::Result<Exit> {
+    show_with_refund(order, None, json, language)
 }
 
-fn show_with_refund(order: &Order, refund: Option<&Refund>, json: bool) -> anyhow::Result<Exit> {
+fn show_with_refund(order: &Order, refund: Option<&Refund>, json: bool, language: Language) -> anyhow::Result<Exit> {
     let now = Timestamp::now();
     if json {
         output::json(&order.view(now))?;
@@ -93,15 +92,18 @@ fn show_with_refund(order: &Order, refund: Option<&Refund>, json: bool) -> anyho
     let terms = &order.terms;
     let mut rows = vec![
         ["order.order_no", terms.order_no.as_str()].map(str::to_owned),
-        ["order.status".into(), status_name(order.status(now))],
-        ["order.amount".into(), t!("order.for_credits", amount = terms.amount, credits = terms.credits).into()],
+        ["order.status".into(), status_name(order.status(now), language)],
+        [
+            "order.amount".into(),
+            text!(language, "order.for_credits", amount = terms.amount, credits = terms.credits).into(),
+        ],
         ["order.user".into(), terms.telegram_id.to_string()],
         ["order.name".into(), terms.name.clone()],
         ["order.merchant".into(), format!("{} ({})", terms.merchant, terms.payment_type)],
         ["order.created_at".into(), terms.created_at.to_local().to_string()],
     ];
     if let Some(reason) = order.view(now).review_reason {
-        rows.push(["order.review_reason".into(), t!(format!("review_reason.{reason}")).into_owned()]);
+        rows.push(["order.review_reason".into(), text!(language, format!("review_reason.{reason}")).into_owned()]);
     }
     if let Some(paid_at) = order.paid_at {
         rows.push(["order.paid_at".into(), paid_at.to_local().to_string()]);
@@ -115,32 +117,33 @@ fn show_with_refund(order: &Order, refund: Option<&Refund>, json: bool) -> anyho
     if let Some(refund) = refund {
         let (state, since) = (refund.state, refund.requested_at.to_local());
         let answer = refund.answer.as_deref().unwrap_or_default();
-        let told = t!("order.refund_told", state = state, since = since, reason = refund.reason, answer = answer);
+        let told =
+            text!(language, "order.refund_told", state = state, since = since, reason = refund.reason, answer = answer);
         rows.push(["order.refund".into(), told.into_owned()]);
     }
     for [label, _] in &mut rows {
-        *label = t!(label.as_str()).into_owned();
+        *label = text!(language, label.as_str()).into_owned();
     }
     output::columns(&rows)?;
     Ok(Exit::Done)
 }
 
-fn list(orders: &[Order], now: Timestamp, json: bool) -> anyhow::Result<Exit> {
+fn list(orders: &[Order], now: Timestamp, json: bool, language: Language) -> anyhow::Result<Exit> {
     if json {
         let views: Vec<_> = orders.iter().map(|order| order.view(now)).collect();
         output::json(&views)?;
         return Ok(Exit::Done);
     }
     if orders.is_empty() {
-        eprint(&t!("cli.no_orders"));
+        eprint(&text!(language, "cli.no_orders"));
         return Ok(Exit::Done);
     }
     let labels = ["order_no", "status", "amount", "credits", "user", "created_at"];
-    let mut rows = vec![labels.map(|label| t!(format!("order.{label}")).into_owned())];
+    let mut rows = vec![labels.map(|label| text!(language, format!("order.{label}")).into_owned())];
     rows.extend(orders.iter().map(|order| {
         [
             order.terms.order_no.to_string(),
-            status_name(order.status(now)),
+            status_name(order.status(now), language),
             order.terms.amount.to_string(),
             order.terms.credits.to_string(),
             order.terms.telegram_id.to_string(),
@@ -151,17 +154,18 @@ fn list(orders: &[Order], now: Timestamp, json: bool) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn status_name(status: OrderStatus) -> String {
-    t!(format!("status.{status}")).into_owned()
+fn status_name(status: OrderStatus, language: Language) -> String {
+    text!(language, format!("status.{status}")).into_owned()
 }
 
-fn parse_status(text: &str) -> Result<OrderStatus, String> {
-    OrderStatus::from_name(text).ok_or_else(|| t!("cli.not_one_of", known = OrderStatus::known()).into_owned())
+fn parse_status(text: &str) -> Result<OrderStatus, LocalizedError> {
+    OrderStatus::from_name(text)
+        .ok_or_else(|| LocalizedError::from(localized!("cli.not_one_of", known = OrderStatus::known())))
 }
 
-fn parse_amount(text: &str) -> Result<Amount, String> {
+fn parse_amount(text: &str) -> Result<Amount, LocalizedError> {
     Amount::parse_price(text)
         .ok()
         .filter(|amount| amount.fen() > 0)
-        .ok_or_else(|| t!("config.bad_price", value = text).into_owned())
+        .ok_or_else(|| LocalizedError::from(localized!("config.bad_price", value = text)))
 }

@@ -3,6 +3,7 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use crate::config::{Config, ConfigError, Document};
+use crate::domain::language::{Language, Localized};
 
 /// Where the files lie that a configuration may name.
 const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/keys");
@@ -75,10 +76,11 @@ fn shown_and_read_again(config: &Config) {
 
 fn mistakes(error: &ConfigError, text: &str) {
     assert!(!error.findings.is_empty(), "{text}");
-    let told = error.to_string();
+    let told = format!("{error}\n{}", error.text(Language::Chinese));
     for finding in &error.findings {
-        let names_line = finding.text.contains("line ") || finding.text.contains("第 ");
-        assert!(!finding.text.is_empty() && (!finding.key.is_empty() || names_line), "{told}");
+        let [chinese, english] = [Language::Chinese, Language::English].map(|language| finding.text.text(language));
+        let names_line = english.contains("line ") && chinese.contains("第 ");
+        assert!(!english.is_empty() && (!finding.key.is_empty() || names_line), "{told}");
     }
     for secret in text.lines().filter_map(secret_of) {
         // What stands elsewhere in the file, too, may be told from there.

@@ -9,6 +9,7 @@ use crate::channel::epay::Form;
 use crate::channel::epay::client::{
     Answer, GatewayError, PayPage, PayTarget, RefundReply, RefundState, Replies, Verdict,
 };
+use crate::domain::language::{Language, Localized};
 use crate::domain::money::Amount;
 use crate::domain::order::OrderNo;
 
@@ -260,10 +261,12 @@ fn harmless(target: &PayTarget) {
 fn told<T>(read: Result<T, GatewayError>, is_v1: bool) -> Option<T> {
     let error = match read {
         Ok(read) => return Some(read),
-        Err(error) => error.to_string(),
+        Err(error) => error,
     };
-    assert!(is_without_key(error.as_bytes(), is_v1) && error.chars().count() <= TOLD_CHARS_MAX, "{error}");
-    assert!(!error.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')), "{error:?}");
+    for told in [error.to_string(), error.text(Language::Chinese), error.text(Language::English)] {
+        assert!(is_without_key(told.as_bytes(), is_v1) && told.chars().count() <= TOLD_CHARS_MAX, "{told}");
+        assert!(!told.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')), "{told:?}");
+    }
     None
 }
 

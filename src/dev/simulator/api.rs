@@ -14,6 +14,7 @@ use super::reply::{self, Lies};
 use super::request::{self, require};
 use super::{Asked, Event, Fault, Merchant, Occasion, Reaction, Simulator, page};
 use crate::channel::epay::Form;
+use crate::domain::language::Localized;
 
 /// Something that can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +95,10 @@ impl Simulator {
             comes
         };
         if comes(Fault::RateLimit) {
-            return (page::error(StatusCode::TOO_MANY_REQUESTS, "429 Too Many Requests"), delay);
+            return (
+                page::error(StatusCode::TOO_MANY_REQUESTS, "429 Too Many Requests", self.settings.language),
+                delay,
+            );
         }
         let done = match form {
             Err(refusal) => Err(refusal),
@@ -102,11 +106,13 @@ impl Simulator {
             Ok(form) => self.carry_out(endpoint, &form, asked, occasion),
         };
         let reply = done.unwrap_or_else(|refusal| {
-            self.tell(Event::Refused { endpoint: endpoint.name(), reason: refusal.message() });
-            reply::refused(refusal)
+            let reason = refusal.text(self.settings.language);
+            let reply = reply::refused(refusal, &reason);
+            self.tell(Event::Refused { endpoint: endpoint.name(), reason });
+            reply
         });
         let reaction = if comes(Fault::Error500) {
-            page::error(StatusCode::INTERNAL_SERVER_ERROR, "500 Internal Server Error")
+            page::error(StatusCode::INTERNAL_SERVER_ERROR, "500 Internal Server Error", self.settings.language)
         } else if comes(Fault::Reset) {
             Reaction::Reset
         } else {

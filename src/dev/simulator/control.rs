@@ -10,6 +10,7 @@ use super::refusal::Refusal;
 use super::request::{self, require};
 use super::{Asked, FaultAsked, Faults, Reaction, Simulator};
 use crate::channel::epay::decode_pairs;
+use crate::domain::language::Localized;
 use crate::domain::money::Amount;
 use crate::sync::lock;
 
@@ -38,7 +39,7 @@ impl Simulator {
                     Refusal::NotPaid | Refusal::Closed => StatusCode::CONFLICT,
                     _ => StatusCode::BAD_REQUEST,
                 };
-                Reaction::Json(status, json!({ "error": refusal.message() }))
+                Reaction::Json(status, json!({ "error": refusal.text(self.settings.language) }))
             }
         }
     }

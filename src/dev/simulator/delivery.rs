@@ -10,7 +10,6 @@ use hyper::client::conn::http1::handshake;
 use hyper::header::{ACCEPT, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, USER_AGENT};
 use hyper::{Method, Request, Uri};
 use hyper_util::rt::TokioIo;
-use rust_i18n::t;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -22,7 +21,9 @@ use super::request::with_query;
 use super::{Event, Fault, Occasion, Simulator};
 use crate::channel::epay::encode;
 use crate::domain::clock::Timestamp;
+use crate::domain::failure::failure;
 use crate::net::body::read_at_most;
+use crate::process::failure::text_of;
 
 /// How long an attempt may take.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -94,12 +95,12 @@ impl Simulator {
         };
         let answer = match timeout(ATTEMPT_TIMEOUT, exchange).await {
             Ok(answer) => answer,
-            Err(_) => Err(anyhow::anyhow!(t!("simulator.timeout", seconds = ATTEMPT_TIMEOUT.as_secs()).into_owned())),
+            Err(_) => Err(failure!("simulator.timeout", seconds = ATTEMPT_TIMEOUT.as_secs())),
         };
         let delivered = answer.as_deref().is_ok_and(is_delivered);
         let answer = match answer {
             Ok(body) => String::from_utf8_lossy(&body).chars().take(ANSWER_CHARS_TOLD).collect(),
-            Err(error) => format!("{error:#}"),
+            Err(error) => text_of(&error, self.settings.language),
         };
         let count = {
             let mut book = self.book();
@@ -142,7 +143,7 @@ fn request(notify_url: &str, method: &Method, form: String) -> anyhow::Result<Re
 
 async fn connect(uri: &Uri) -> anyhow::Result<TcpStream> {
     if uri.scheme_str() != Some("http") {
-        bail!(t!("simulator.not_http").into_owned());
+        return Err(failure!("simulator.not_http"));
     }
     let host = uri.host().context("notify_url")?.trim_matches(['[', ']']);
     Ok(TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await?)

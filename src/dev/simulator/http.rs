@@ -84,7 +84,7 @@ impl Simulator {
     async fn answer(self: &Arc<Self>, request: Request<Incoming>, address: SocketAddr) -> Result<Response, Reset> {
         let (head, body) = request.into_parts();
         let reaction = match BODY.read(body).await {
-            Err(error) => page::error(error.status(), error.status().as_str()),
+            Err(error) => page::error(error.status(), error.status().as_str(), self.settings.language),
             Ok(body) => {
                 let base = base_url(&head.headers, address);
                 let asked = Asked {

@@ -36,6 +36,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::channel::epay::Form;
 use crate::domain::clock::Timestamp;
+use crate::domain::language::Language;
 use crate::domain::money::Amount;
 use crate::sync::lock;
 use book::{Book, Trade};
@@ -52,6 +53,8 @@ const SENDING_MAX: usize = 64;
 
 /// How the pretend gateway behaves.
 pub(crate) struct Settings {
+    /// The language of pages, refusals and events.
+    pub(crate) language: Language,
     /// What decides what goes wrong when it only may.
     pub(crate) seed: u64,
     /// What goes wrong, until [`control`] says otherwise.
@@ -76,6 +79,7 @@ impl Default for Settings {
     /// A gateway that does everything right, and tells nobody.
     fn default() -> Self {
         Self {
+            language: Language::Chinese,
             seed: 0,
             faults: Faults::default(),
             method: Method::GET,
@@ -155,7 +159,7 @@ impl Simulator {
             "/submit.php" => self.submit(asked),
             path => match path.strip_prefix("/pay/") {
                 Some(trade_no) => self.pay_page(trade_no, asked),
-                None => page::error(StatusCode::NOT_FOUND, "404"),
+                None => page::error(StatusCode::NOT_FOUND, "404", self.settings.language),
             },
         };
         let occasion = self.strange_requests.fetch_add(1, Ordering::Relaxed);

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use hyper::{Method, StatusCode};
 use maud::{DOCTYPE, Markup, html};
-use rust_i18n::t;
 
 use super::book::{State, Trade};
 use super::callback;
 use super::refusal::Refusal;
 use super::{Asked, Event, Reaction, Simulator, request};
 use crate::channel::epay::encode;
+use crate::domain::language::{Language, Localized, text};
 
 const STYLE: &str = "body{font-family:system-ui,sans-serif;max-width:26rem;margin:4rem auto;padding:0 1rem;line-height:1.6}\
                      dt{opacity:.6}dd{margin:0 0 .6rem}button{font:inherit;padding:.6rem 2rem}:root{color-scheme:light dark}";
@@ -25,7 +25,7 @@ impl Simulator {
             self.create(&merchant.pid, request::purchase(&form, true)?, "", asked.now)
         });
         match submitted {
-            Ok(trade) => cashier(&trade),
+            Ok(trade) => cashier(&trade, self.settings.language),
             Err(refusal) => self.refuse("submit.php", refusal),
         }
     }
@@ -37,7 +37,7 @@ impl Simulator {
             return self.refuse("pay", Refusal::UnknownOrder);
         };
         if asked.method != Method::POST {
-            return cashier(&trade);
+            return cashier(&trade, self.settings.language);
         }
         match self.pay_order(trade.order, None) {
             Ok(()) => self.back_to_the_merchant(trade.order, asked),
@@ -54,46 +54,48 @@ impl Simulator {
                 let signed = merchant.sign(callback::fields(&trade), asked.now);
                 Reaction::Redirect(request::with_query(&trade.purchase.return_url, &encode(signed.fields())))
             }
-            None => cashier(&trade),
+            None => cashier(&trade, self.settings.language),
         }
     }
 
     fn refuse(&self, endpoint: &'static str, refusal: Refusal) -> Reaction {
-        self.tell(Event::Refused { endpoint, reason: refusal.message() });
-        error(StatusCode::OK, &refusal.message())
+        let language = self.settings.language;
+        let reason = refusal.text(language);
+        self.tell(Event::Refused { endpoint, reason: reason.clone() });
+        error(StatusCode::OK, &reason, language)
     }
 }
 
 /// The page of an order: what is to be paid, and the button; or that it is paid.
-fn cashier(trade: &Trade) -> Reaction {
+fn cashier(trade: &Trade, language: Language) -> Reaction {
     let title = match trade.state {
-        State::Unpaid => t!("simulator.cashier"),
-        State::Paid { .. } => t!("simulator.paid"),
-        State::Closed => t!("simulator.closed"),
+        State::Unpaid => text!(language, "simulator.cashier"),
+        State::Paid { .. } => text!(language, "simulator.paid"),
+        State::Closed => text!(language, "simulator.closed"),
     };
     let content = html! {
-        p { (t!("simulator.no_money")) }
+        p { (text!(language, "simulator.no_money")) }
         dl {
-            dt { (t!("page.product")) } dd { (trade.purchase.name) }
-            dt { (t!("page.amount")) } dd { "¥" (trade.money()) }
-            dt { (t!("page.order")) } dd { (trade.purchase.out_trade_no) }
+            dt { (text!(language, "page.product")) } dd { (trade.purchase.name) }
+            dt { (text!(language, "page.amount")) } dd { "¥" (trade.money()) }
+            dt { (text!(language, "page.order")) } dd { (trade.purchase.out_trade_no) }
         }
         @if trade.state == State::Unpaid {
-            form method="post" action={ "/pay/" (trade.trade_no) } { button { (t!("simulator.pay")) } }
+            form method="post" action={ "/pay/" (trade.trade_no) } { button { (text!(language, "simulator.pay")) } }
         }
     };
-    Reaction::Page(StatusCode::OK, page(&title, &content))
+    Reaction::Page(StatusCode::OK, page(&title, &content, language))
 }
 
 /// A page that says what is wrong; for buyers, gateways do that with status 200.
-pub(super) fn error(status: StatusCode, text: &str) -> Reaction {
-    Reaction::Page(status, page(text, &html! {}))
+pub(super) fn error(status: StatusCode, text: &str, language: Language) -> Reaction {
+    Reaction::Page(status, page(text, &html! {}, language))
 }
 
-fn page(title: &str, content: &Markup) -> String {
+fn page(title: &str, content: &Markup, language: Language) -> String {
     let page = html! {
         (DOCTYPE)
-        html lang=(t!("page.lang")) {
+        html lang=(text!(language, "page.lang")) {
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";

@@ -1,6 +1,6 @@
 //! Why the pretend gateway does not do what it was asked for.
 
-use rust_i18n::t;
+use crate::domain::language::{Language, Localized, text};
 
 /// How many orders are kept. A request for one more is refused.
 pub(super) const ORDERS_MAX: usize = 100_000;
@@ -49,29 +49,30 @@ impl Refusal {
             _ => -1,
         }
     }
+}
 
-    /// What a person is told.
-    pub(super) fn message(self) -> String {
-        match self {
-            Self::Malformed => t!("simulator.malformed"),
-            Self::NotPost => t!("simulator.not_post"),
-            Self::BadAct => t!("simulator.bad_act"),
-            Self::Missing(field) => t!("simulator.missing", field = field),
-            Self::Bad(field) => t!("simulator.bad_field", field = field),
-            Self::NotHttp => t!("simulator.not_http"),
-            Self::UnknownMerchant => t!("simulator.unknown_merchant"),
-            Self::BadSign => t!("simulator.bad_sign"),
-            Self::BadKey => t!("simulator.bad_key"),
-            Self::Stale => t!("simulator.stale"),
-            Self::UnknownOrder => t!("simulator.unknown_order"),
-            Self::Changed => t!("simulator.changed"),
-            Self::AlreadyPaid => t!("simulator.already_paid"),
-            Self::NotPaid => t!("simulator.not_paid"),
-            Self::Closed => t!("simulator.closed"),
-            Self::TooMuch => t!("simulator.too_much"),
-            Self::RefundReused => t!("simulator.refund_reused"),
-            Self::UnknownRefund => t!("simulator.unknown_refund"),
-            Self::Full => t!("simulator.full", max = ORDERS_MAX),
+impl Localized for Refusal {
+    fn text(&self, language: Language) -> String {
+        match *self {
+            Self::Malformed => text!(language, "simulator.malformed"),
+            Self::NotPost => text!(language, "simulator.not_post"),
+            Self::BadAct => text!(language, "simulator.bad_act"),
+            Self::Missing(field) => text!(language, "simulator.missing", field = field),
+            Self::Bad(field) => text!(language, "simulator.bad_field", field = field),
+            Self::NotHttp => text!(language, "simulator.not_http"),
+            Self::UnknownMerchant => text!(language, "simulator.unknown_merchant"),
+            Self::BadSign => text!(language, "simulator.bad_sign"),
+            Self::BadKey => text!(language, "simulator.bad_key"),
+            Self::Stale => text!(language, "simulator.stale"),
+            Self::UnknownOrder => text!(language, "simulator.unknown_order"),
+            Self::Changed => text!(language, "simulator.changed"),
+            Self::AlreadyPaid => text!(language, "simulator.already_paid"),
+            Self::NotPaid => text!(language, "simulator.not_paid"),
+            Self::Closed => text!(language, "simulator.closed"),
+            Self::TooMuch => text!(language, "simulator.too_much"),
+            Self::RefundReused => text!(language, "simulator.refund_reused"),
+            Self::UnknownRefund => text!(language, "simulator.unknown_refund"),
+            Self::Full => text!(language, "simulator.full", max = ORDERS_MAX),
         }
         .into_owned()
     }

@@ -90,8 +90,8 @@ pub(super) fn refunded_v1(trade: &Trade, refund: &Refund) -> Value {
 }
 
 /// A refusal, which nobody signs.
-pub(super) fn refused(refusal: Refusal) -> Value {
-    json!({ "code": refusal.code(), "msg": refusal.message() })
+pub(super) fn refused(refusal: Refusal, reason: &str) -> Value {
+    json!({ "code": refusal.code(), "msg": reason })
 }
 
 /// `api/pay/create`.

@@ -57,7 +57,7 @@ fn closed_port() -> u16 {
 }
 
 fn assert_tells_nothing(error: &OutgoingError, url: &str) {
-    let told = format!("{error} {error:?}");
+    let told = format!("{error} {error:?} {}", error.text(Language::Chinese));
     assert!(error.source().is_none());
     assert!(!told.contains(KEY) && !told.contains(url) && !told.contains("api.php"), "{told}");
 }

@@ -4,11 +4,10 @@
 
 mod verdict;
 
-use rust_i18n::t;
-
 use crate::channel::epay::{self, Diagnosis};
 use crate::config::Config;
 use crate::domain::clock::Timestamp;
+use crate::domain::language::{Language, Localized, text};
 use crate::domain::named::named_enum;
 use crate::domain::order::{Order, SettledBy};
 use crate::domain::outcome::{ReceiptOutcome, Rejected};
@@ -65,17 +64,18 @@ pub(crate) struct Explanation {
 impl Explanation {
     /// Tells a story as it stands at the time `now`.
     pub(crate) fn of(story: Story, config: &Config, now: Timestamp) -> Self {
+        let language = config.language;
         let diagnoses: Vec<_> = story.rejections.iter().map(|rejection| diagnosis_of(rejection, config)).collect();
         let verdict = Verdict::of(&story, &diagnoses, config, now);
         let mut events = Vec::new();
-        events.extend(story.order.as_ref().map(created));
-        events.extend(story.receipts.iter().map(|receipt| received(receipt, None)));
+        events.extend(story.order.as_ref().map(|order| created(order, language)));
+        events.extend(story.receipts.iter().map(|receipt| received(receipt, None, language)));
         let refused = story.rejections.iter().zip(&diagnoses);
-        events.extend(refused.map(|(rejection, diagnosis)| received(rejection, diagnosis.as_ref())));
-        events.extend(story.answers.iter().map(answered));
-        events.extend(story.entries.iter().map(booked));
-        events.extend(story.refund.as_ref().map(refunded));
-        events.extend(story.deliveries.iter().map(|(channel, delivery)| told(*channel, delivery)));
+        events.extend(refused.map(|(rejection, diagnosis)| received(rejection, diagnosis.as_ref(), language)));
+        events.extend(story.answers.iter().map(|answer| answered(answer, language)));
+        events.extend(story.entries.iter().map(|entry| booked(entry, language)));
+        events.extend(story.refund.as_ref().map(|refund| refunded(refund, language)));
+        events.extend(story.deliveries.iter().map(|(channel, delivery)| told(*channel, delivery, language)));
         // Stable: what one transaction wrote has one time, and stays in the order of this list.
         events.sort_by_key(|event| event.at);
         Self { order: story.order, events, verdict }
@@ -90,9 +90,10 @@ fn diagnosis_of(rejection: &KeptReceipt, config: &Config) -> Option<Diagnosis> {
     config.diagnose(&rejection.merchant, &rejection.payload)
 }
 
-fn created(order: &Order) -> Event {
+fn created(order: &Order, language: Language) -> Event {
     let terms = &order.terms;
-    let text = t!(
+    let text = text!(
+        language,
         "explain.created",
         user = terms.telegram_id,
         amount = terms.amount,
@@ -106,33 +107,38 @@ fn created(order: &Order) -> Event {
     Event { at: terms.created_at, kind: EventKind::Created, text: text.into_owned(), details }
 }
 
-fn received(receipt: &KeptReceipt, diagnosis: Option<&Diagnosis>) -> Event {
+fn received(receipt: &KeptReceipt, diagnosis: Option<&Diagnosis>, language: Language) -> Event {
     let said = || String::from_utf8_lossy(&receipt.payload).into_owned();
     let what = match (receipt.alert, receipt.outcome) {
-        (Some(alert), _) => t!(format!("explain.alert_{alert}")).into_owned(),
+        (Some(alert), _) => text!(language, format!("explain.alert_{alert}")).into_owned(),
         (None, ReceiptOutcome::Operator(decision)) => decision.to_string(),
-        (None, outcome) => t!(format!("outcome.{outcome}")).into_owned(),
+        (None, outcome) => text!(language, format!("outcome.{outcome}")).into_owned(),
     };
     let (kind, text, details) = match receipt.source {
         SettledBy::Manual => {
-            let text = t!(format!("explain.by_hand_{}", receipt.outcome)).into_owned();
+            let text = text!(language, format!("explain.by_hand_{}", receipt.outcome)).into_owned();
             let mut details = vec![("reason", said())];
             details.extend(Some(("trade_no", receipt.trade_no.clone())).filter(|(_, trade_no)| !trade_no.is_empty()));
             (EventKind::Decision, text, details)
         }
         SettledBy::Reconcile => {
-            let text = t!("explain.reconciled", trade = receipt.trade_no, outcome = receipt.outcome, what = what);
+            let text =
+                text!(language, "explain.reconciled", trade = receipt.trade_no, outcome = receipt.outcome, what = what);
             (EventKind::Reconciled, text.into_owned(), vec![("answer", said())])
         }
         SettledBy::Notify => {
-            let text = t!("explain.callback", outcome = receipt.outcome, what = what).into_owned();
-            (EventKind::Callback, text, callback_details(receipt, diagnosis))
+            let text = text!(language, "explain.callback", outcome = receipt.outcome, what = what).into_owned();
+            (EventKind::Callback, text, callback_details(receipt, diagnosis, language))
         }
     };
     Event { at: receipt.at, kind, text, details }
 }
 
-fn callback_details(receipt: &KeptReceipt, diagnosis: Option<&Diagnosis>) -> Vec<(&'static str, String)> {
+fn callback_details(
+    receipt: &KeptReceipt,
+    diagnosis: Option<&Diagnosis>,
+    language: Language,
+) -> Vec<(&'static str, String)> {
     let (method, client) = (receipt.method.as_deref().unwrap_or("?"), receipt.client.as_deref().unwrap_or("?"));
     let mut details = vec![("from", format!("{method} {client}"))];
     match epay::readable(&receipt.payload) {
@@ -141,27 +147,29 @@ fn callback_details(receipt: &KeptReceipt, diagnosis: Option<&Diagnosis>) -> Vec
             // The key stands behind the string, without a separator.
             details.push(("signed", readable.signed + MASK));
         }
-        None => details.push(("bytes", t!("explain.unreadable", count = receipt.payload.len()).into_owned())),
+        None => {
+            details.push(("bytes", text!(language, "explain.unreadable", count = receipt.payload.len()).into_owned()));
+        }
     }
     if !receipt.reason.is_empty() {
         details.push(("reason", receipt.reason.clone()));
     }
-    details.extend(diagnosis.map(|diagnosis| ("would_fit", diagnosis.text())));
+    details.extend(diagnosis.map(|diagnosis| ("would_fit", diagnosis.text(language))));
     let is_success = matches!(receipt.outcome, ReceiptOutcome::Decided(outcome) if outcome.is_success());
     let answer = if is_success { "success" } else { "fail" };
     details.push(("answered", answer.to_owned()));
     details
 }
 
-fn answered(answer: &KeptAnswer) -> Event {
-    let cause = t!(format!("explain.cause_{}", answer.cause));
-    let text = t!("explain.question", cause = cause, answer = answer.answer);
+fn answered(answer: &KeptAnswer, language: Language) -> Event {
+    let cause = text!(language, format!("explain.cause_{}", answer.cause));
+    let text = text!(language, "explain.question", cause = cause, answer = answer.answer);
     let details = Some(("detail", answer.detail.clone())).filter(|(_, detail)| !detail.is_empty());
     Event { at: answer.at, kind: EventKind::Question, text: text.into_owned(), details: details.into_iter().collect() }
 }
 
-fn booked(entry: &LedgerEntry) -> Event {
-    let text = t!("explain.booked", credits = format!("{:+}", entry.credits));
+fn booked(entry: &LedgerEntry, language: Language) -> Event {
+    let text = text!(language, "explain.booked", credits = format!("{:+}", entry.credits));
     let details = entry.reason.clone().map(|reason| ("reason", reason));
     Event {
         at: entry.created_at,
@@ -171,18 +179,18 @@ fn booked(entry: &LedgerEntry) -> Event {
     }
 }
 
-fn refunded(refund: &Refund) -> Event {
-    let text = t!("explain.refund", state = refund.state);
+fn refunded(refund: &Refund, language: Language) -> Event {
+    let text = text!(language, "explain.refund", state = refund.state);
     let mut details = vec![("reason", refund.reason.clone())];
     details.extend(refund.answer.clone().map(|answer| ("answer", answer)));
     Event { at: refund.requested_at, kind: EventKind::Refund, text: text.into_owned(), details }
 }
 
-fn told(channel: Channel, delivery: &Delivery) -> Event {
-    let news = t!(format!("delivery.{}", delivery.news));
-    let whom = t!(format!("explain.to_{channel}"));
-    let state = t!(format!("delivery.{}", delivery.state));
-    let text = t!("explain.told", whom = whom, news = news, state = state, attempts = delivery.attempts);
+fn told(channel: Channel, delivery: &Delivery, language: Language) -> Event {
+    let news = text!(language, format!("delivery.{}", delivery.news));
+    let whom = text!(language, format!("explain.to_{channel}"));
+    let state = text!(language, format!("delivery.{}", delivery.state));
+    let text = text!(language, "explain.told", whom = whom, news = news, state = state, attempts = delivery.attempts);
     let at = match delivery.state {
         DeliveryState::Due => delivery.created_at,
         DeliveryState::Sent | DeliveryState::Failed => delivery.finished_at.unwrap_or(delivery.created_at),

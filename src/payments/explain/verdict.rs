@@ -1,11 +1,10 @@
 //! What a story comes to: what happened, and what to do. Total and pure.
 
-use rust_i18n::t;
-
 use crate::channel::epay::Diagnosis;
 use crate::config::Config;
 use crate::domain::clock::Timestamp;
 use crate::domain::decisions::{OperatorDecision, RefundState};
+use crate::domain::language::{Language, Localized, text};
 use crate::domain::named::named_enum;
 use crate::domain::order::{Hold, Order, OrderStatus, ReviewReason};
 use crate::domain::outcome::{Outcome, ReceiptOutcome, Rejected};
@@ -75,63 +74,79 @@ pub(crate) struct Verdict {
 impl Verdict {
     /// The verdict on a story; `diagnoses` has one place for each of its rejections, the newest first as they are.
     pub(super) fn of(story: &Story, diagnoses: &[Option<Diagnosis>], config: &Config, now: Timestamp) -> Self {
+        let language = config.language;
         let Some(order) = &story.order else {
             let code = match (story.receipts.is_empty(), story.rejections.is_empty()) {
                 (false, _) => VerdictCode::UnknownOrder,
                 (true, false) => VerdictCode::OnlyRejected,
                 (true, true) => VerdictCode::NothingKnown,
             };
-            let why = story.rejections.first().map(|rejection| why(rejection, diagnoses)).unwrap_or_default();
+            let why = story
+                .rejections
+                .first()
+                .map(|rejection| why(rejection, diagnoses, config.language))
+                .unwrap_or_default();
             let order_no = story.receipts.first().map(|receipt| receipt.order_no.as_str()).unwrap_or_default();
-            return Self { code, text: t!(format!("verdict.{code}"), why = why, order = order_no).into_owned() };
+            return Self {
+                code,
+                text: text!(language, format!("verdict.{code}"), why = why, order = order_no).into_owned(),
+            };
         };
         let code = code_of(story, order, diagnoses, config, now);
         let text = match code {
             VerdictCode::Refused | VerdictCode::BadSignature | VerdictCode::SignedWrongly => {
-                let why = story.rejections.first().map(|rejection| why(rejection, diagnoses)).unwrap_or_default();
-                t!(format!("verdict.{code}"), why = why, count = story.rejections.len())
+                let why = story
+                    .rejections
+                    .first()
+                    .map(|rejection| why(rejection, diagnoses, config.language))
+                    .unwrap_or_default();
+                text!(language, format!("verdict.{code}"), why = why, count = story.rejections.len())
             }
             VerdictCode::AskedUnpaid | VerdictCode::AskedInVain | VerdictCode::AskedContradicts => {
                 let last = story.answers.first();
                 let detail = last.map(|last| last.answer.clone()).unwrap_or_default();
-                t!(format!("verdict.{code}"), count = story.answers.len(), answer = detail)
+                text!(language, format!("verdict.{code}"), count = story.answers.len(), answer = detail)
             }
             code => {
                 let terms = &order.terms;
                 let paid_at = order.paid_at.map(|at| at.to_local().to_string()).unwrap_or_default();
-                t!(
+                text!(
+                    language,
                     format!("verdict.{code}"),
                     order = terms.order_no,
                     user = terms.telegram_id,
                     credits = terms.credits,
                     at = paid_at,
                     pid = terms.merchant,
-                    why = t!(match (code, order.review_reason, order.hold) {
-                        (VerdictCode::ReviewHeld, Some(reason), _) => format!("review_reason.{reason}"),
-                        (VerdictCode::OnHold, _, Some(hold)) => format!("hold.{hold}"),
-                        _ => "review_reason.unknown".into(),
-                    }),
+                    why = text!(
+                        language,
+                        match (code, order.review_reason, order.hold) {
+                            (VerdictCode::ReviewHeld, Some(reason), _) => format!("review_reason.{reason}"),
+                            (VerdictCode::OnHold, _, Some(hold)) => format!("hold.{hold}"),
+                            _ => "review_reason.unknown".into(),
+                        }
+                    ),
                     trades = again(story).collect::<Vec<_>>().join(", ")
                 )
             }
         };
         let mut text = text.into_owned();
         if let (Some(at), None) = (story.next_question, order.paid_at) {
-            text.push_str(&t!("verdict.next_question", at = at.to_local()));
+            text.push_str(&text!(language, "verdict.next_question", at = at.to_local()));
         }
         if order.status(now) == OrderStatus::Expired {
-            text.push_str(&t!("verdict.and_expired"));
+            text.push_str(&text!(language, "verdict.and_expired"));
         }
         Self { code, text }
     }
 }
 
 /// Why the newest notification that proves nothing was refused.
-fn why(rejection: &KeptReceipt, diagnoses: &[Option<Diagnosis>]) -> String {
+fn why(rejection: &KeptReceipt, diagnoses: &[Option<Diagnosis>], language: Language) -> String {
     if let Some(Some(diagnosis)) = diagnoses.first() {
-        return diagnosis.text();
+        return diagnosis.text(language);
     }
-    let what = t!(format!("outcome.{}", rejection.outcome)).into_owned();
+    let what = text!(language, format!("outcome.{}", rejection.outcome)).into_owned();
     if rejection.reason.is_empty() { what } else { format!("{what} ({})", rejection.reason) }
 }
 

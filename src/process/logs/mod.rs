@@ -13,10 +13,10 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
-use rust_i18n::t;
 use rustix::fs::OFlags;
 
+use crate::domain::failure::{OrFailure, failure};
+use crate::domain::language::{LocalizedText, localized};
 use crate::files::FileIdentity;
 
 pub(crate) use filter::{Filter, level_of};
@@ -48,7 +48,7 @@ impl LogFile {
     /// Opens the file; `None` where there is none.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Option<Self>> {
         match Self::try_open(path) {
-            Ok((_, metadata)) if !metadata.is_file() => bail!(t!("logs.no_regular_file", path = path.display())),
+            Ok((_, metadata)) if !metadata.is_file() => Err(failure!("logs.no_regular_file", path = path.display())),
             Ok((file, metadata)) => Ok(Some(Self {
                 path: path.to_owned(),
                 file,
@@ -56,7 +56,7 @@ impl LogFile {
                 len: metadata.len(),
             })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).context(unreadable(path)),
+            Err(error) => Err(error).or_failure(|| unreadable(path)),
         }
     }
 
@@ -82,15 +82,15 @@ impl ReadAt for LogFile {
                 Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error).context(unreadable(&self.path)),
+                Err(error) => return Err(error).or_failure(|| unreadable(&self.path)),
             }
         }
         Ok(filled)
     }
 }
 
-fn unreadable(path: &Path) -> String {
-    t!("logs.unreadable", path = path.display()).into_owned()
+fn unreadable(path: &Path) -> LocalizedText {
+    localized!("logs.unreadable", path = path.display())
 }
 
 #[cfg(test)]

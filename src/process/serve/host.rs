@@ -7,8 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
-use rust_i18n::t;
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::sync::watch;
 use tokio::task::block_in_place;
@@ -16,8 +14,11 @@ use tokio::task::block_in_place;
 use super::seat::Seat;
 use super::signals::{Signals, Told};
 use crate::config::{ConfigError, Current, Loaded, process_environment};
-use crate::logging;
+use crate::domain::failure::{OrFailure, failure};
+use crate::domain::language::localized;
+use crate::logging::{self, log_text};
 use crate::process::exit::Exit;
+use crate::process::failure::text_of;
 use crate::process::systemd;
 use crate::server::{Phase, Site};
 use crate::service::Service;
@@ -142,7 +143,7 @@ impl Host {
     /// The service answers: tells systemd, and whoever waits.
     pub(super) fn is_ready(&self) {
         let listen = self.seat().listen;
-        systemd::ready(&t!("log.ready", address = listen));
+        systemd::ready(&log_text!("log.ready", address = listen));
         self.ready.send_replace(Some(listen));
     }
 
@@ -169,14 +170,14 @@ impl Host {
                 Told::Reload => self.reload_beside(),
                 Told::End(_) if is_ending => {
                     // At once: a terminal that is stuck must not be waited for, so this may be lost.
-                    log::warn!("{}", t!("log.second_signal"));
+                    log::warn!("{}", log_text!("log.second_signal"));
                     std::process::exit(Exit::Failed.code().into());
                 }
                 Told::End(name) => {
                     is_ending = true;
                     self.is_to_end.store(true, Ordering::Relaxed);
                     self.reach(Phase::Stopping);
-                    log::info!("{}", t!("log.stopping", signal = name));
+                    log::info!("{}", log_text!("log.stopping", signal = name));
                     systemd::stopping();
                 }
             }
@@ -193,16 +194,24 @@ impl Host {
     pub(super) async fn reload(&self) -> anyhow::Result<Vec<&'static str>> {
         let is_ready = self.wait_until_ready().await.is_some();
         let _one_at_a_time = self.reloading.lock().await;
-        anyhow::ensure!(is_ready && self.is_serving(), t!("manager.is_stopping").into_owned());
+        if !is_ready || !self.is_serving() {
+            return Err(failure!("manager.is_stopping"));
+        }
         systemd::reloading();
         let reloaded = block_in_place(|| self.reload_now());
         match &reloaded {
-            Ok(after_restart) if after_restart.is_empty() => log::info!("{}", t!("log.reloaded")),
-            Ok(after_restart) => log::warn!("{}", t!("log.reloaded_but", keys = after_restart.join(", "))),
-            Err(error) => log::error!("{}", t!("log.reload_failed", cause = format!("{error:#}"))),
+            Ok(after_restart) if after_restart.is_empty() => log::info!("{}", log_text!("log.reloaded")),
+            Ok(after_restart) => log::warn!("{}", log_text!("log.reloaded_but", keys = after_restart.join(", "))),
+            Err(error) => {
+                log::error!("{}", log_text!("log.reload_failed", cause = text_of(error, logging::language())));
+            }
         }
         if self.is_serving() {
-            systemd::ready(&if reloaded.is_ok() { t!("log.reloaded") } else { t!("log.reload_failed_short") });
+            systemd::ready(&if reloaded.is_ok() {
+                log_text!("log.reloaded")
+            } else {
+                log_text!("log.reload_failed_short")
+            });
         }
         reloaded
     }
@@ -210,15 +219,14 @@ impl Host {
     fn reload_now(&self) -> anyhow::Result<Vec<&'static str>> {
         let mut loaded =
             crate::config::read_again(self.config_file.as_deref(), &process_environment)?.load(&process_environment)?;
-        let Hosted { config, store, .. } =
-            self.service.get().ok_or_else(|| anyhow!(t!("manager.is_stopping").into_owned()))?;
+        let Hosted { config, store, .. } = self.service.get().ok_or_else(|| failure!("manager.is_stopping"))?;
         let now = config.load();
         if loaded.config.merchants.is_empty() && !now.merchants.is_empty() {
             // More likely a file that an editor is about to write than a wish to refuse every callback.
-            return Err(ConfigError::of(loaded.source.file, "merchant", t!("config.no_merchant_left")).into());
+            return Err(ConfigError::of(loaded.source.file, "merchant", localized!("config.no_merchant_left")).into());
         }
         for warning in &loaded.warnings {
-            log::warn!("{}", t!("log.config_warning", finding = warning));
+            log::warn!("{}", log_text!("log.config_warning", finding = warning));
         }
         loaded.config.log.console &= !self.is_daemon;
         if loaded.config.listen == self.configured_listen {
@@ -226,11 +234,14 @@ impl Host {
         }
         if loaded.config.service.pid_file != now.service.pid_file {
             // From then on no command would find us, `restart` included.
-            return Err(ConfigError::of(loaded.source.file, "service.pid_file", t!("config.pid_file_moved")).into());
+            return Err(
+                ConfigError::of(loaded.source.file, "service.pid_file", localized!("config.pid_file_moved")).into()
+            );
         }
         let log_file = loaded.config.log.file.display().to_string();
-        self.log.apply(&loaded.config.log).with_context(|| t!("logs.cannot_open", path = log_file).into_owned())?;
-        loaded.config.language.activate();
+        self.log
+            .apply(&loaded.config.log, loaded.config.language)
+            .or_failure(|| localized!("logs.cannot_open", path = log_file))?;
         store.tell_bot(loaded.config.events.is_some());
         Ok(config.replace(loaded.config))
     }
@@ -244,8 +255,10 @@ impl Host {
             }
             match block_in_place(|| self.seat().restore()) {
                 Ok(false) => {}
-                Ok(true) => log::warn!("{}", t!("log.pid_file_restored")),
-                Err(error) => log::error!("{}", t!("log.pid_file_gone", cause = format!("{error:#}"))),
+                Ok(true) => log::warn!("{}", log_text!("log.pid_file_restored")),
+                Err(error) => {
+                    log::error!("{}", log_text!("log.pid_file_gone", cause = text_of(&error, logging::language())));
+                }
             }
         }
     }

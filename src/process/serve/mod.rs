@@ -14,24 +14,26 @@ use std::num::NonZero;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use rust_i18n::t;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout_at};
 
 use crate::config::{Config, ConfigError, Essentials, Loaded, Log, LogLevel};
-use crate::logging::{self, Logging};
+use crate::domain::failure::failure;
+use crate::domain::language::{Language, text};
+use crate::logging::{self, Logging, log_text};
 use crate::process::exit::{Exit, eprint, exit_of};
+use crate::process::failure::text_of;
 use crate::process::health::{self, Health};
 use crate::process::readiness::{Report, Word};
+use crate::process::start::Already;
 use crate::process::systemd;
 use crate::server::Phase;
 use crate::service::Service;
 use host::Host;
-use seat::{Already, Predecessor, Seat, Taken};
+use seat::{Predecessor, Seat, Taken};
 use signals::Signals;
 
 /// How the process was started.
@@ -45,15 +47,16 @@ pub(crate) struct Options {
     pub take_over: bool,
 }
 
-/// Runs the service until it is told to stop.
+/// Runs the service until it is told to stop. `language` is the one that the configuration asks for, whatever else is wrong with it.
 pub(crate) fn run(
     options: Options,
     loaded: Result<Loaded, ConfigError>,
     essentials: Result<Essentials, ConfigError>,
+    language: Language,
 ) -> Exit {
     let report = if options.daemon { Report::on_stdout() } else { Ok(Report::to_nobody()) };
     let mut teller = match report {
-        Ok(report) => Teller { report, has_console: false, logging: None },
+        Ok(report) => Teller { report, has_console: false, logging: None, language },
         // Nobody is there any more to hear why.
         Err(_) => return Exit::Failed,
     };
@@ -63,19 +66,19 @@ pub(crate) fn run(
             // The log is where somebody looks for it who was not there, as far as the log is known.
             let log =
                 essentials.map(|essentials| Log { file: essentials.log_file, level: LogLevel::Info, console: false });
-            teller.logging = log.ok().and_then(|log| logging::start(&log).ok());
+            teller.logging = log.ok().and_then(|log| logging::start(&log, language).ok());
             return teller.start_failed(&error.into());
         }
     };
     // A daemon has no terminal.
     loaded.config.log.console &= !options.daemon;
-    let log = match logging::start(&loaded.config.log) {
+    let log = match logging::start(&loaded.config.log, language) {
         Ok(logging) => teller.logging.insert(logging).settings(),
         Err(error) => return teller.start_failed(&error),
     };
     teller.has_console = loaded.config.log.console;
     for warning in &loaded.warnings {
-        log::warn!("{}", t!("log.config_warning", finding = warning));
+        log::warn!("{}", log_text!("log.config_warning", finding = warning));
     }
     raise_descriptor_limit();
     let runtime = match runtime() {
@@ -87,7 +90,7 @@ pub(crate) fn run(
         Ok(running) => {
             teller.started(&running);
             match runtime.block_on(running.run_to_the_end()) {
-                Err(error) => ended(teller.has_console, &error),
+                Err(error) => ended(teller.has_console, &error, language),
                 Ok(()) => Exit::Done,
             }
         }
@@ -108,6 +111,7 @@ struct Teller {
     report: Report,
     has_console: bool,
     logging: Option<Logging>,
+    language: Language,
 }
 
 impl Teller {
@@ -116,17 +120,17 @@ impl Teller {
         let word = if running.is_ready {
             Word::Ready { pid, listen: running.listen, replaced: running.replaced.as_ref().map(|(pid, _)| *pid) }
         } else {
-            Word::Failed { cause: t!("log.stopped_while_starting").into(), exit: Exit::Failed.code() }
+            Word::Failed { cause: text!(self.language, "log.stopped_while_starting").into(), exit: Exit::Failed.code() }
         };
         if let Err(error) = std::mem::replace(&mut self.report, Report::to_nobody()).finish(&word) {
             // Whoever started it was interrupted. It is up all the same, and the pid file tells.
-            log::warn!("{}", t!("log.starter_gone", error = error));
+            log::warn!("{}", log_text!("log.starter_gone", error = error));
         }
     }
 
     fn start_failed(mut self, error: &anyhow::Error) -> Exit {
         let exit = exit_of(error);
-        let text = t!("log.start_failed", cause = format!("{error:#}"));
+        let text = text!(self.language, "log.start_failed", cause = text_of(error, self.language));
         let word = if error.is::<Already>() {
             Word::Running
         } else {
@@ -146,8 +150,8 @@ impl Teller {
 }
 
 /// A running service ended that was not told to.
-fn ended(has_console: bool, error: &anyhow::Error) -> Exit {
-    let text = format!("{error:#}");
+fn ended(has_console: bool, error: &anyhow::Error, language: Language) -> Exit {
+    let text = text_of(error, language);
     log::error!("{text}");
     if !has_console {
         eprint(&text);
@@ -255,14 +259,16 @@ async fn succeed(
         host.shares_database(true);
         // Not over the network: the other process accepts there, too.
         deadline.keep(until(async || host.is_well().await)).await?;
-        anyhow::ensure!(host.phase() == Phase::Serving, t!("log.stopped_while_starting").into_owned());
+        if host.phase() != Phase::Serving {
+            return Err(failure!("log.stopped_while_starting"));
+        }
         // The point of no return: from here on we are the service, and nothing can fail any more.
         host.seat().sign(Some(listen))?;
         anyhow::Ok(service)
     };
     let prepared = tokio::select! {
         prepared = prepared => prepared,
-        () = predecessor.is_told_to_stop() => Err(anyhow!(t!("log.stopped_while_starting").into_owned())),
+        () = predecessor.is_told_to_stop() => Err(failure!("log.stopped_while_starting")),
     };
     let service = prepared.inspect_err(|_| {
         if predecessor.has_ended() {
@@ -279,7 +285,7 @@ async fn succeed(
     let host = Arc::clone(host);
     let end = tokio::spawn(async move {
         if predecessor.see_off(host.phases(), patience).await {
-            log::info!("{}", t!("log.stopped_with_predecessor"));
+            log::info!("{}", log_text!("log.stopped_with_predecessor"));
             host.reach(Phase::Stopping);
         }
         host.shares_database(false);
@@ -314,7 +320,7 @@ impl Deadline {
 
     fn missed(&self) -> anyhow::Error {
         let seconds = (self.after.as_secs_f64() * 10.0).round() / 10.0;
-        anyhow!(t!("log.not_ready", seconds = seconds).into_owned())
+        failure!("log.not_ready", seconds = seconds)
     }
 }
 
@@ -323,7 +329,7 @@ impl Running {
         tokio::select! {
             ended = &mut self.service => ended??,
             // Signals, commands and the watchdog: without one of them it cannot be left alone.
-            Some(ended) = self.tasks.join_next() => anyhow::bail!(t!("log.task_ended", cause = format!("{ended:?}")).into_owned()),
+            Some(ended) = self.tasks.join_next() => return Err(failure!("log.task_ended", cause = format!("{ended:?}"))),
         }
         if let Some((_, predecessor)) = self.replaced {
             // It ends when we do, and may still have something to finish.

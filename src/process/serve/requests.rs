@@ -5,14 +5,16 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rust_i18n::t;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::host::Host;
+use crate::domain::language::{Localized, LocalizedText, localized};
+use crate::logging::{self, log_text};
 use crate::net::acceptor::{Acceptor, Slots};
 use crate::process::control::{Answer, LINE_BYTES_MAX, Request, line, may_ask, send_with};
 use crate::process::exit::{Exit, exit_of};
+use crate::process::failure::text_of;
 use crate::server::Phase;
 
 /// How many commands are answered at the same time; more wait.
@@ -38,22 +40,26 @@ async fn answer(host: &Host, mut stream: BufReader<UnixStream>) -> io::Result<()
     let may_ask = may_ask(stream.get_ref());
     while let Some(request) = next_request(&mut stream).await? {
         let answer = match request {
-            request if !may_ask && request != Request::Wait => refused(t!("manager.may_not_ask"), Exit::NoPermission),
+            request if !may_ask && request != Request::Wait => {
+                refused(&localized!("manager.may_not_ask"), Exit::NoPermission)
+            }
             Request::Wait => match host.wait_until_ready().await {
                 Some(listen) => Answer::Ready { listen },
-                None => refused(t!("manager.is_stopping"), Exit::Failed),
+                None => refused(&localized!("manager.is_stopping"), Exit::Failed),
             },
             Request::End => match host.end() {
                 Ok(()) => Answer::Ending,
-                Err(error) => refused(error.to_string(), Exit::Failed),
+                Err(error) => refused(&LocalizedText::verbatim("signal_failed", &error.to_string()), Exit::Failed),
             },
             Request::Reload => match host.reload().await {
                 Err(_) if host.has_left() => Answer::HasLeft,
                 Ok(keys) => Answer::Reloaded { after_restart: keys.into_iter().map(str::to_owned).collect() },
-                Err(error) => refused(format!("{error:#}"), exit_of(&error)),
+                Err(error) => {
+                    Answer::Refused { cause: text_of(&error, logging::language()), exit: exit_of(&error).code() }
+                }
             },
             Request::HandOver => return hand_over(host, stream).await,
-            Request::Leave { .. } => refused("?", Exit::Failed),
+            Request::Leave { .. } => refused(&LocalizedText::verbatim("unexpected", "?"), Exit::Failed),
         };
         say(&mut stream, &answer).await?;
     }
@@ -65,7 +71,7 @@ async fn hand_over(host: &Host, mut stream: BufReader<UnixStream>) -> io::Result
     if let Err(answer) = share_in_turn(host).await {
         return say(&mut stream, &answer).await;
     }
-    log::info!("{}", t!("log.handing_over"));
+    log::info!("{}", log_text!("log.handing_over"));
     host.shares_database(true);
     let (listen, seat) = host.seat().name();
     let is_systemds = host.seat().is_systemds();
@@ -80,7 +86,7 @@ async fn hand_over(host: &Host, mut stream: BufReader<UnixStream>) -> io::Result
     match word {
         LastWord::Leave { took_listener } => {
             host.leave(took_listener);
-            log::info!("{}", t!("log.handed_over"));
+            log::info!("{}", log_text!("log.handed_over"));
             // From here on the other process decides; its end is ours too.
             let _ = stream.read(&mut [0]).await;
             host.reach(Phase::Stopping);
@@ -88,18 +94,18 @@ async fn hand_over(host: &Host, mut stream: BufReader<UnixStream>) -> io::Result
             pending().await
         }
         LastWord::None => {
-            log::warn!("{}", t!("log.hand_over_failed"));
+            log::warn!("{}", log_text!("log.hand_over_failed"));
             host.shares_database(false);
             host.seat().keep();
             // It may have got as far as to write its name.
             if let Err(error) = host.seat().sign(Some(listen)) {
-                log::error!("{error:#}");
+                log::error!("{}", text_of(&error, logging::language()));
             }
             Ok(())
         }
         LastWord::ToldToStop => {
             // Who stops the service means the one that is about to be it, too.
-            let told = say(&mut stream, &refused(t!("manager.is_stopping"), Exit::Failed)).await;
+            let told = say(&mut stream, &refused(&localized!("manager.is_stopping"), Exit::Failed)).await;
             host.seat().keep();
             told
         }
@@ -115,7 +121,7 @@ async fn share_in_turn(host: &Host) -> Result<(), Answer> {
             return Err(Answer::HasLeft);
         }
         if let Some(cause) = why_not(host) {
-            return Err(refused(cause, Exit::Failed));
+            return Err(refused(&cause, Exit::Failed));
         }
         if host.seat().share() {
             return Ok(());
@@ -152,19 +158,20 @@ async fn last_word(host: &Host, stream: &mut BufReader<UnixStream>) -> LastWord 
     }
 }
 
-fn why_not(host: &Host) -> Option<String> {
+fn why_not(host: &Host) -> Option<LocalizedText> {
     if !host.is_serving() {
-        return Some(t!("manager.is_stopping").into());
+        return Some(localized!("manager.is_stopping"));
     }
     if std::process::id() == 1 {
-        return Some(t!("manager.is_first").into());
+        return Some(localized!("manager.is_first"));
     }
     let unit = host.seat().unit.clone();
-    unit.map(|unit| t!("manager.owned_by_systemd", unit = unit, verb = "restart").into())
+    unit.map(|unit| localized!("manager.owned_by_systemd", unit = unit, verb = "restart"))
 }
 
-fn refused(cause: impl Into<String>, exit: Exit) -> Answer {
-    Answer::Refused { cause: cause.into(), exit: exit.code() }
+/// In the language of the service: the command shows it as it is.
+fn refused(cause: &impl Localized, exit: Exit) -> Answer {
+    Answer::Refused { cause: cause.text(logging::language()), exit: exit.code() }
 }
 
 async fn say(stream: &mut BufReader<UnixStream>, answer: &Answer) -> io::Result<()> {

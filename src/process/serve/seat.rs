@@ -12,7 +12,6 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use rust_i18n::t;
 use socket2::{SockFilter, SockRef};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, UnixListener, UnixStream};
@@ -20,11 +19,14 @@ use tokio::sync::watch;
 use tokio::task::{block_in_place, spawn_blocking};
 
 use crate::config::{Config, ConfigError};
+use crate::domain::failure::{OrFailure, failure};
+use crate::domain::language::{LocalizedText, localized};
+use crate::logging::log_text;
 use crate::process::control::{self, Answer, Connection, LOOK_AGAIN_AFTER, Request};
 use crate::process::pid_file::{Found, LockError, PidFile, Record, look};
 use crate::process::pidfd::{Process, Program, start_time};
 use crate::process::port;
-use crate::process::start::NotStarted;
+use crate::process::start::{Already, NotStarted};
 use crate::process::systemd;
 use crate::server::Phase;
 
@@ -64,28 +66,23 @@ pub(super) struct Taken {
     pub(super) predecessor: Option<Predecessor>,
 }
 
-/// Another service has the seat.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct Already(String);
-
 impl Seat {
     /// Takes it where it is free.
     pub(super) fn take(config: &Config, is_daemon: bool) -> anyhow::Result<Taken> {
         let path = &config.service.pid_file;
         let locked = PidFile::lock(path);
         if is_daemon && matches!(locked, Err(LockError::Held)) {
-            return Err(Already(t!("manager.other_start_failed").into()).into());
+            return Err(Already(localized!("manager.other_start_failed")).into());
         }
         // Before the lock's failure is told: if the port is taken as well, that says more.
-        let given = systemd::listener().with_context(|| t!("log.bad_activation").into_owned())?;
+        let given = systemd::listener().or_failure(|| localized!("log.bad_activation"))?;
         let is_systemds = given.is_some();
         let socket = given.map_or_else(|| Socket::bind(config.listen), |listener| Ok(Socket::Listening(listener)))?;
         let lock = match locked {
             Ok(lock) => lock,
             Err(LockError::Held) => return Err(already(config)),
             Err(LockError::Io(error)) => {
-                return Err(error).with_context(|| t!("log.pid_file_failed", path = path.display()).into_owned());
+                return Err(error).or_failure(|| localized!("log.pid_file_failed", path = path.display()));
             }
         };
         let socket = Some(socket.listen(config.listen)?);
@@ -99,7 +96,7 @@ impl Seat {
             let (record, process) = match look(path)? {
                 Found::Running(record, process) => (record, process),
                 Found::Unknown(riddle) => return Err(riddle.explain(path)),
-                _ => bail!(t!("manager.gone_meanwhile").into_owned()),
+                _ => return Err(failure!("manager.gone_meanwhile")),
             };
             let ask = || {
                 let mut service =
@@ -115,18 +112,21 @@ impl Seat {
                 }
                 Ok((service, answer, descriptors)) => break (service, process, answer, descriptors),
                 Err(error) => {
-                    return Err(error).with_context(|| t!("manager.no_answer", pid = record.pid).into_owned());
+                    return Err(error).or_failure(|| localized!("manager.no_answer", pid = record.pid));
                 }
             }
         };
         let (listen, id, is_systemds, merchants) = match answer {
             Answer::HandedOver { listen, seat, is_systemds, merchants } => (listen, seat, is_systemds, merchants),
-            Answer::Refused { cause, exit } => return Err(NotStarted { exit, cause, log: Vec::new() }.into()),
+            Answer::Refused { cause, exit } => {
+                let cause = LocalizedText::verbatim("refused", &cause);
+                return Err(NotStarted { exit, cause, log: Vec::new() }.into());
+            }
             other => bail!("{other:?}"),
         };
         if config.merchants.is_empty() && merchants > 0 {
             // Its merchants may have come from an environment that this process does not have.
-            return Err(ConfigError::of(None, "merchant", t!("config.no_merchant_left")).into());
+            return Err(ConfigError::of(None, "merchant", localized!("config.no_merchant_left")).into());
         }
         let [socket, lock] = descriptors.try_into().map_err(|_| anyhow!("no descriptors"))?;
         let took_listener = config.listen == listen || (config.listen.port() == 0 && config.listen.ip() == listen.ip());
@@ -134,7 +134,7 @@ impl Seat {
             socket.into()
         } else {
             let moved = Socket::bind(config.listen).and_then(|socket| socket.listen(config.listen));
-            moved.with_context(|| t!("log.move_failed", old = listen).into_owned())?
+            moved.or_failure(|| localized!("log.move_failed", old = listen))?
         };
         let stream = service.into_stream();
         stream.set_nonblocking(true)?;
@@ -145,7 +145,8 @@ impl Seat {
     }
 
     fn sit(config: &Config, id: String, held: Held, predecessor: Option<Predecessor>) -> anyhow::Result<Taken> {
-        let control = control::listen().inspect_err(|error| log::warn!("{}", t!("log.no_control", error = error)));
+        let control =
+            control::listen().inspect_err(|error| log::warn!("{}", log_text!("log.no_control", error = error)));
         let (control, name) = control.ok().unzip();
         let control = control.map(UnixListener::from_std).transpose()?;
         let socket = held.socket.as_ref().context("no listener")?;
@@ -170,7 +171,7 @@ impl Seat {
         let record = self.record(listen);
         let Some(held) = &mut self.held else { return Ok(()) };
         let signed = held.lock.write(&record);
-        signed.with_context(|| t!("log.pid_file_failed", path = self.pid_file.display()).into_owned())
+        signed.or_failure(|| localized!("log.pid_file_failed", path = self.pid_file.display()))
     }
 
     fn record(&self, listen: Option<SocketAddr>) -> Record {
@@ -271,9 +272,9 @@ impl Seat {
 fn already(config: &Config) -> anyhow::Error {
     let path = &config.service.pid_file;
     match look(path) {
-        Ok(Found::Running(record, _)) => Already(t!("manager.already_running", pid = record.pid).into()).into(),
+        Ok(Found::Running(record, _)) => Already(localized!("manager.already_running", pid = record.pid)).into(),
         Ok(Found::Unknown(riddle)) => riddle.explain(path),
-        Ok(_) => Already(t!("manager.other_start_failed").into()).into(),
+        Ok(_) => Already(localized!("manager.other_start_failed")).into(),
         Err(error) => error,
     }
 }
@@ -293,7 +294,7 @@ impl Socket {
             socket.bind(address)?;
             io::Result::Ok(socket)
         };
-        bind().map(Self::Bound).with_context(|| bind_failed(address))
+        bind().map(Self::Bound).or_failure(|| bind_failed(address))
     }
 
     /// With a longer queue than tokio's own: a sale may bring many buyers in the same moment, and who finds the queue full
@@ -303,7 +304,7 @@ impl Socket {
             Self::Listening(listener) => Ok(listener),
             Self::Bound(socket) => {
                 let listener = socket.listen(BACKLOG).and_then(tokio::net::TcpListener::into_std);
-                listener.with_context(|| bind_failed(address))
+                listener.or_failure(|| bind_failed(address))
             }
         }
     }
@@ -317,12 +318,12 @@ fn seal(socket: &TcpListener) -> io::Result<()> {
     SockRef::from(socket).attach_filter(&[KEEP_NOTHING])
 }
 
-fn bind_failed(address: SocketAddr) -> String {
+fn bind_failed(address: SocketAddr) -> LocalizedText {
     match port::holder(address) {
         Some(port::Holder { pid, command }) => {
-            t!("log.bind_failed_held", address = address, pid = pid, command = command).into()
+            localized!("log.bind_failed_held", address = address, pid = pid, command = command)
         }
-        None => t!("log.bind_failed", address = address).into(),
+        None => localized!("log.bind_failed", address = address),
     }
 }
 
@@ -354,7 +355,7 @@ impl Predecessor {
     pub(super) async fn dismiss(&mut self) {
         let leave = control::line(&Request::Leave { took_listener: self.took_listener });
         if let Err(error) = self.stream.write_all(&leave).await {
-            log::warn!("{}", t!("log.predecessor_gone", error = error));
+            log::warn!("{}", log_text!("log.predecessor_gone", error = error));
         }
     }
 

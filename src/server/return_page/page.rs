@@ -6,10 +6,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hyper::header::HeaderValue;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
-use rust_i18n::t;
 
 use crate::domain::clock::Timestamp;
-use crate::domain::language::Language;
+use crate::domain::language::{Language, text};
 use crate::domain::order::{Order, OrderStatus};
 
 pub(super) const STYLE: &str = include_str!("page.css");
@@ -71,26 +70,24 @@ enum Refresh {
 impl Page<'_> {
     /// How an order stands. The page asks again for as long as a payment may still come.
     pub(super) fn order(&self, order: &Order, now: Timestamp) -> String {
-        let locale = self.language.name();
+        let language = self.language;
         let terms = &order.terms;
         let (mood, title, advice) = match order.status(now) {
             // Late money is credited, so an expired order waits like any other.
             OrderStatus::Pending | OrderStatus::Expired => {
-                (Mood::Waiting, t!("page.pending", locale = locale), t!("page.pending_advice", locale = locale))
+                (Mood::Waiting, text!(language, "page.pending"), text!(language, "page.pending_advice"))
             }
-            OrderStatus::Paid => (
-                Mood::Good,
-                t!("page.paid", locale = locale),
-                t!("page.paid_advice", locale = locale, credits = terms.credits),
-            ),
+            OrderStatus::Paid => {
+                (Mood::Good, text!(language, "page.paid"), text!(language, "page.paid_advice", credits = terms.credits))
+            }
             OrderStatus::Review => {
-                (Mood::Careful, t!("page.review", locale = locale), t!("page.review_advice", locale = locale))
+                (Mood::Careful, text!(language, "page.review"), text!(language, "page.review_advice"))
             }
             OrderStatus::Refunded => {
-                (Mood::Closed, t!("page.refunded", locale = locale), t!("page.refunded_advice", locale = locale))
+                (Mood::Closed, text!(language, "page.refunded"), text!(language, "page.refunded_advice"))
             }
             OrderStatus::Cancelled => {
-                (Mood::Closed, t!("page.cancelled", locale = locale), t!("page.cancelled_advice", locale = locale))
+                (Mood::Closed, text!(language, "page.cancelled"), text!(language, "page.cancelled_advice"))
             }
         };
         let refresh = match mood {
@@ -102,9 +99,9 @@ impl Page<'_> {
             p.amount { span.currency { "¥" } (terms.amount) }
             (paragraph(&advice))
             dl {
-                div { dt { (t!("page.product", locale = locale)) } dd { (terms.name) } }
-                div { dt { (t!("page.credits", locale = locale)) } dd { (terms.credits) } }
-                div { dt { (t!("page.order", locale = locale)) } dd.number { (terms.order_no) } }
+                div { dt { (text!(language, "page.product")) } dd { (terms.name) } }
+                div { dt { (text!(language, "page.credits")) } dd { (terms.credits) } }
+                div { dt { (text!(language, "page.order")) } dd.number { (terms.order_no) } }
             }
         };
         self.document(mood, refresh, &title, &content)
@@ -112,24 +109,24 @@ impl Page<'_> {
 
     /// The same bytes for all parameters that name no order of ours.
     pub(super) fn neutral(&self) -> String {
-        let locale = self.language.name();
-        let title = t!("page.neutral", locale = locale);
-        let advice = t!("page.neutral_advice", locale = locale);
+        let language = self.language;
+        let title = text!(language, "page.neutral");
+        let advice = text!(language, "page.neutral_advice");
         let content = html! { (heading(Mood::Neutral, &title)) (paragraph(&advice)) };
         self.document(Mood::Neutral, Refresh::Never, &title, &content)
     }
 
     /// The parameters are good, and the store did not answer.
     pub(super) fn busy(&self) -> String {
-        let locale = self.language.name();
-        let title = t!("page.busy", locale = locale);
-        let advice = t!("page.busy_advice", locale = locale);
+        let language = self.language;
+        let title = text!(language, "page.busy");
+        let advice = text!(language, "page.busy_advice");
         let content = html! { (heading(Mood::Waiting, &title)) (paragraph(&advice)) };
         self.document(Mood::Waiting, Refresh::EverySeconds(BUSY_REFRESH_S), &title, &content)
     }
 
     fn document(&self, mood: Mood, refresh: Refresh, title: &str, content: &Markup) -> String {
-        let locale = self.language.name();
+        let language = self.language;
         let document = html! {
             (DOCTYPE)
             html lang=(tag(self.language)) {
@@ -153,12 +150,12 @@ impl Page<'_> {
                     main aria-live="polite" data-mood=(mood.name()) data-waiting[refresh != Refresh::Never] {
                         (content)
                         @if refresh != Refresh::Never {
-                            p.updating { (t!("page.updating", locale = locale)) }
-                            p.stopped { (t!("page.stopped", locale = locale)) }
+                            p.updating { (text!(language, "page.updating")) }
+                            p.stopped { (text!(language, "page.stopped")) }
                         }
                     }
                     @if !self.bot.is_empty() {
-                        nav { a.back href={ "https://t.me/" (self.bot) } { (t!("page.back", locale = locale)) } }
+                        nav { a.back href={ "https://t.me/" (self.bot) } { (text!(language, "page.back")) } }
                     }
                     @if refresh != Refresh::Never {
                         script { (PreEscaped(SCRIPT)) }

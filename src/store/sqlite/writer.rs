@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use rusqlite::Connection;
-use rust_i18n::t;
 use tokio::sync::watch;
 
 use super::database::Database;
@@ -12,6 +11,7 @@ use super::job::{Job, WriterState, in_savepoint};
 use super::queue::{Batch, Next, Queue};
 use super::steps::Steps;
 use super::{Rejection, StoreError, checkpoint, write};
+use crate::logging::log_text;
 
 /// How long the database is left free for another process; longer than that takes to try again.
 const ROOM: Duration = Duration::from_millis(2);
@@ -108,7 +108,7 @@ impl Writer {
             self.outbox_growth.send_replace(());
         }
         if lost_rejections > 0 {
-            log::warn!(target: "webhookctl::store", "{}", t!("log.rejections_dropped", count = lost_rejections));
+            log::warn!(target: "webhookctl::store", "{}", log_text!("log.rejections_dropped", count = lost_rejections));
         }
     }
 

@@ -1,6 +1,7 @@
 //! The way to the gateway and back, over real sockets.
 
 use super::*;
+use crate::domain::language::{Language, Localized};
 use crate::net::client::loopback::{Act, Loopback};
 
 const SOON: Duration = Duration::from_mins(1);
@@ -23,7 +24,7 @@ async fn refund(server: &Loopback, credentials: &Credentials) -> Result<RefundRe
 }
 
 fn assert_tells_nothing(error: &GatewayError) {
-    let told = format!("{error} {error:?}");
+    let told = format!("{error} {error:?} {}", error.text(Language::Chinese));
     for secret in [KEY, "http:", "127.0.0.1", "api.php", "base"] {
         assert!(!told.contains(secret), "{told}");
     }
