@@ -1,9 +1,11 @@
 //! Token buckets: how often something may happen.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::sync::lock;
 
 /// So many tokens at once, and then one every `interval`.
 #[derive(Clone, Copy, Debug)]
@@ -67,49 +69,27 @@ impl TokenBucket {
     }
 }
 
-/// A token bucket that any number of tasks share without a lock.
+/// A token bucket that any number of tasks share.
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
     rate: Rate,
     started: Instant,
-    /// The bucket, in nanoseconds after `started`.
-    full_at_ns: AtomicU64,
+    bucket: Mutex<TokenBucket>,
 }
 
 impl RateLimiter {
     pub(crate) fn new(rate: Rate) -> Self {
-        Self { rate, started: Instant::now(), full_at_ns: AtomicU64::new(0) }
+        Self { rate, started: Instant::now(), bucket: Mutex::default() }
     }
 
     /// Takes a token, if there is one.
     pub(crate) fn take(&self) -> bool {
-        self.take_at(self.started.elapsed())
-    }
-
-    fn take_at(&self, now: Duration) -> bool {
-        self.change(|bucket| bucket.take(self.rate, now))
+        lock(&self.bucket).take(self.rate, self.started.elapsed())
     }
 
     /// Takes a token that is there now or will be; when.
     pub(crate) fn reserve(&self) -> Instant {
-        let now = self.started.elapsed();
-        self.started + self.change(|bucket| bucket.reserve(self.rate, now))
-    }
-
-    fn change<T>(&self, change: impl Fn(&mut TokenBucket) -> T) -> T {
-        let mut before = self.full_at_ns.load(Ordering::Relaxed);
-        loop {
-            let mut bucket = TokenBucket { full_at: Duration::from_nanos(before) };
-            let result = change(&mut bucket);
-            let after = u64::try_from(bucket.full_at.as_nanos()).unwrap_or(u64::MAX);
-            if after == before {
-                return result;
-            }
-            match self.full_at_ns.compare_exchange_weak(before, after, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return result,
-                Err(now) => before = now,
-            }
-        }
+        self.started + lock(&self.bucket).reserve(self.rate, self.started.elapsed())
     }
 }
 
@@ -125,13 +105,14 @@ mod tests {
 
     #[test]
     fn a_bucket_has_its_burst_and_fills_up_again() {
-        let limiter = RateLimiter::new(Rate::new(50, 5 * S));
-        assert_eq!(taken(1000, |_| limiter.take_at(7 * S)), 50);
-        assert_eq!(taken(1000, |_| limiter.take_at(11 * S)), 0);
-        assert_eq!(taken(1000, |_| limiter.take_at(12 * S)), 1);
-        assert_eq!(taken(1000, |_| limiter.take_at(12 * S)), 0);
-        assert_eq!(taken(1000, |_| limiter.take_at(112 * S)), 20);
-        assert_eq!(taken(1000, |_| limiter.take_at(10_000 * S)), 50, "and never more");
+        let rate = Rate::new(50, 5 * S);
+        let mut bucket = TokenBucket::default();
+        assert_eq!(taken(1000, |_| bucket.take(rate, 7 * S)), 50);
+        assert_eq!(taken(1000, |_| bucket.take(rate, 11 * S)), 0);
+        assert_eq!(taken(1000, |_| bucket.take(rate, 12 * S)), 1);
+        assert_eq!(taken(1000, |_| bucket.take(rate, 12 * S)), 0);
+        assert_eq!(taken(1000, |_| bucket.take(rate, 112 * S)), 20);
+        assert_eq!(taken(1000, |_| bucket.take(rate, 10_000 * S)), 50, "and never more");
     }
 
     #[test]
