@@ -9,7 +9,6 @@ use super::problem::Problem;
 use super::request::Asked;
 use super::{Api, Response, json};
 use crate::config::CREDITS_MAX;
-use crate::domain::clock::Timestamp;
 use crate::store::{Booked, Grant, Spend, StoreError};
 
 /// How long a reason may be, in characters.
@@ -43,7 +42,7 @@ impl Api {
         let change = Change::parse(&asked.body, 1)?;
         let idempotency = asked.idempotency(&change);
         let (credits, reason) = (change.credits, change.reason);
-        let spend = Spend { telegram_id, credits, reason, at: Timestamp::now(), idempotency };
+        let spend = Spend { telegram_id, credits, reason, at: self.clock.now(), idempotency };
         changed(telegram_id, -credits, self.store.spend(spend).await)
     }
 
@@ -52,7 +51,7 @@ impl Api {
         let change = Change::parse(&asked.body, -CREDITS_MAX)?;
         let idempotency = asked.idempotency(&change);
         let (credits, reason) = (change.credits, required("reason", change.reason)?);
-        let grant = Grant { telegram_id, credits, reason, at: Timestamp::now() };
+        let grant = Grant { telegram_id, credits, reason, at: self.clock.now() };
         changed(telegram_id, credits, self.store.grant_once(grant, idempotency).await)
     }
 }

@@ -1,6 +1,7 @@
 //! Facts and rules without any I/O: money, time, orders, and the decision that a payment meets. No protocol, no SQL, no HTTP.
 
 pub(crate) mod clock;
+pub(crate) mod jitter;
 pub(crate) mod language;
 pub(crate) mod money;
 pub(crate) mod named;

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use reqwest::header::{DATE, HeaderName, LOCATION, RETRY_AFTER};
-use reqwest::{Method, RequestBuilder, Response, Url};
+use reqwest::header::{DATE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::{Method, Request, RequestBuilder, Response, Url};
 use rust_i18n::t;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
@@ -53,6 +53,14 @@ pub(crate) struct Client {
     /// For all others, by way of the proxy that the environment names, if it names one.
     outward: reqwest::Client,
     has_roots: bool,
+    /// None: others are asked over the network.
+    peers: Option<Arc<dyn Peers>>,
+}
+
+/// Those who are asked, where they are in this process: the seam of the simulation.
+pub(crate) trait Peers: Send + Sync {
+    /// What comes of a request, all attempts together.
+    fn answer(&self, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply, OutgoingError>;
 }
 
 /// What came back, whatever its status.
@@ -179,12 +187,19 @@ impl Client {
             direct: build(reqwest::Client::builder().no_proxy()),
             outward: build(reqwest::Client::builder()),
             has_roots,
+            peers: None,
         }
+    }
+
+    /// A client whose requests are answered by these, and never leave the process.
+    #[cfg(test)]
+    pub(crate) fn answered_by(&self, peers: Arc<dyn Peers>) -> Self {
+        Self { peers: Some(peers), ..self.clone() }
     }
 
     /// Asks for `url`; a second time if the connection fails, within `timeout`.
     pub(crate) async fn get(&self, url: &str, timeout: Duration) -> Result<Reply, OutgoingError> {
-        send(self.request(Method::GET, url)?, Attempts::Two, timeout).await
+        self.send(self.request(Method::GET, url)?, Attempts::Two, timeout).await
     }
 
     /// Posts a form, once.
@@ -194,7 +209,7 @@ impl Client {
         pairs: &[(&str, &str)],
         timeout: Duration,
     ) -> Result<Reply, OutgoingError> {
-        send(self.request(Method::POST, url)?.form(pairs), Attempts::One, timeout).await
+        self.send(self.request(Method::POST, url)?.form(pairs), Attempts::One, timeout).await
     }
 
     /// Posts a form that does no more when it arrives twice; a second time if the connection fails, within `timeout`.
@@ -204,7 +219,7 @@ impl Client {
         pairs: &[(&str, &str)],
         timeout: Duration,
     ) -> Result<Reply, OutgoingError> {
-        send(self.request(Method::POST, url)?.form(pairs), Attempts::Two, timeout).await
+        self.send(self.request(Method::POST, url)?.form(pairs), Attempts::Two, timeout).await
     }
 
     /// Posts `value` as JSON, once.
@@ -214,7 +229,7 @@ impl Client {
         value: &impl Serialize,
         timeout: Duration,
     ) -> Result<Reply, OutgoingError> {
-        send(self.request(Method::POST, url)?.json(value), Attempts::One, timeout).await
+        self.send(self.request(Method::POST, url)?.json(value), Attempts::One, timeout).await
     }
 
     /// Posts `body` as it is with these headers, which say what it is, once.
@@ -229,7 +244,19 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, value);
         }
-        send(request.body(body), Attempts::One, timeout).await
+        self.send(request.body(body), Attempts::One, timeout).await
+    }
+
+    async fn send(
+        &self,
+        request: RequestBuilder,
+        attempts: Attempts,
+        timeout: Duration,
+    ) -> Result<Reply, OutgoingError> {
+        match &self.peers {
+            None => send(request, attempts, timeout).await,
+            Some(peers) => ask(peers.as_ref(), &request.build()?),
+        }
     }
 
     fn request(&self, method: Method, url: &str) -> Result<RequestBuilder, OutgoingError> {
@@ -256,6 +283,16 @@ fn is_on_this_machine(url: &Url) -> bool {
     host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
+fn ask(peers: &dyn Peers, request: &Request) -> Result<Reply, OutgoingError> {
+    let text = |(name, value)| {
+        let (name, value): (&HeaderName, &HeaderValue) = (name, value);
+        Some((name.as_str(), value.to_str().ok()?))
+    };
+    let body = request.body().and_then(reqwest::Body::as_bytes).unwrap_or_default();
+    let headers: Vec<_> = request.headers().iter().filter_map(text).collect();
+    peers.answer(request.url().as_str(), &headers, body)
+}
+
 /// Sends a request within `timeout`, all attempts together.
 async fn send(request: RequestBuilder, attempts: Attempts, timeout: Duration) -> Result<Reply, OutgoingError> {
     let (client, request) = request.build_split();
@@ -275,7 +312,7 @@ async fn send(request: RequestBuilder, attempts: Attempts, timeout: Duration) ->
     }
 }
 
-async fn attempt(client: &reqwest::Client, request: reqwest::Request) -> Result<Reply, OutgoingError> {
+async fn attempt(client: &reqwest::Client, request: Request) -> Result<Reply, OutgoingError> {
     let mut response = client.execute(request).await?;
     let mut body = BytesMut::new();
     while let Some(chunk) = response.chunk().await? {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::domain::jitter::Jitter;
+
 /// Pauses that double from one attempt to the next, up to a limit, each a little longer or shorter at random: what failed together
 /// shall not come back together.
 #[derive(Clone, Copy, Debug)]
@@ -14,11 +16,8 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     /// The pause after so many attempts.
-    pub(crate) fn after(self, attempts: u32) -> Duration {
-        let mut random = [0];
-        // Without random numbers it works as well, only not as smoothly.
-        let _ = getrandom::fill(&mut random);
-        self.with_jitter(attempts, random[0])
+    pub(crate) fn after(self, attempts: u32, jitter: &Jitter) -> Duration {
+        self.with_jitter(attempts, jitter.number().to_le_bytes()[0])
     }
 
     fn with_jitter(self, attempts: u32, random: u8) -> Duration {
@@ -47,7 +46,7 @@ mod tests {
         ] {
             assert_eq!(backoff.with_jitter(attempts, 0), Duration::from_secs_f64(shortest_s), "{attempts}");
             assert_eq!(backoff.with_jitter(attempts, 255), Duration::from_secs_f64(longest_s), "{attempts}");
-            let pause = backoff.after(attempts).as_secs_f64();
+            let pause = backoff.after(attempts, &Jitter::default()).as_secs_f64();
             assert!((shortest_s..=longest_s).contains(&pause), "{attempts}: {pause}");
         }
     }

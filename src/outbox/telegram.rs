@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use rust_i18n::t;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use crate::config::Telegram;
+use crate::domain::clock::Clock;
 use crate::domain::secret::MASK;
 use crate::net::client::{Client, OutgoingError, Reply, excerpt};
 
@@ -29,12 +30,14 @@ const DESCRIPTION_CHARS_TOLD: usize = 200;
 #[derive(Clone, Debug)]
 pub(crate) struct Sender {
     client: Client,
+    clock: Clock,
     next_slot: Arc<Mutex<Instant>>,
 }
 
 impl Sender {
-    pub(crate) fn new(client: Client) -> Self {
-        Self { client, next_slot: Arc::new(Mutex::new(Instant::now())) }
+    pub(crate) fn new(client: Client, clock: Clock) -> Self {
+        let next_slot = Arc::new(Mutex::new(clock.instant()));
+        Self { client, clock, next_slot }
     }
 
     /// The configured bot, if there is one.
@@ -48,11 +51,11 @@ impl Sender {
     async fn turn(&self) {
         let slot = {
             let mut next = self.next_slot.lock().unwrap_or_else(PoisonError::into_inner);
-            let slot = (*next).max(Instant::now());
+            let slot = (*next).max(self.clock.instant());
             *next = slot + GAP;
             slot
         };
-        sleep_until(slot).await;
+        self.clock.sleep_until(slot).await;
     }
 }
 
@@ -187,7 +190,7 @@ mod tests {
     fn bot(server: &Loopback) -> Bot {
         let toml = format!("[telegram]\ntoken = \"{TOKEN}\"\napi_base = \"{}\"", server.url(""));
         let config = Config::from_toml(&toml, Path::new("/")).unwrap();
-        Sender::new(Client::new()).bot(&config.telegram).unwrap()
+        Sender::new(Client::new(), Clock::system()).bot(&config.telegram).unwrap()
     }
 
     #[tokio::test]
@@ -260,7 +263,7 @@ mod tests {
 
     #[tokio::test]
     async fn messages_keep_their_distance() {
-        let sender = Sender::new(Client::new());
+        let sender = Sender::new(Client::new(), Clock::system());
         let begin = Instant::now();
         let turns = (0..5).map(|_| {
             let sender = sender.clone();

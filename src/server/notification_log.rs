@@ -102,8 +102,8 @@ impl NotificationLog {
     }
 
     /// A gateway has not changed over to its merchant's new key yet. Told once a minute: it is no fault.
-    pub(super) fn previous_key(&self, pid: &str) {
-        let minute = Timestamp::now().ms().div_euclid(60_000);
+    pub(super) fn previous_key(&self, pid: &str, now: Timestamp) {
+        let minute = now.ms().div_euclid(60_000);
         if self.previous_key_told.swap(minute, Ordering::Relaxed) != minute {
             log::info!(target: TARGET, "{}", t!("log.previous_key", pid = shortened(pid)));
         }

@@ -13,6 +13,7 @@ use super::model::{FAILED, listed};
 use super::ops::{Key, Op};
 use super::random::Random;
 use crate::config::{Config, Current, DatabaseUrl};
+use crate::domain::clock::Clock;
 use crate::domain::settlement::{LatePolicy, Outcome};
 use crate::net::client::Client;
 use crate::payments::gateways::Gateways;
@@ -83,7 +84,7 @@ impl Process {
         let store = Store::open_with_faults(&DatabaseUrl::Sqlite(path.to_owned()), settings.bug).await.unwrap();
         store.tell_bot(settings.tells_bot);
         let config = Current::new(config(settings.late));
-        let gateways = Arc::new(Gateways::new(&config, &store, CLIENT.get_or_init(Client::new)));
+        let gateways = Arc::new(Gateways::new(&config, &store, CLIENT.get_or_init(Client::new), &Clock::system()));
         let notify = Arc::new(Notify::new(config, store.clone(), gateways));
         Self { store, notify }
     }
