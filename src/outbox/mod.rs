@@ -22,13 +22,13 @@ use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::jitter::Jitter;
 use crate::domain::notices::{NoticeKind, Notices};
 use crate::store::{Attempt, Channel, Delivery, Store, StoreError};
-use backoff::Backoff;
+pub(crate) use backoff::Backoff;
 pub(crate) use buyers::Buyers;
 pub(crate) use events::{DISABLED as EVENTS_DISABLED, Events};
 pub(crate) use notices::{Watch, tell_admin};
 
 /// How many deliveries of one channel are under way at the same time.
-const CONCURRENCY: usize = 8;
+pub(crate) const CONCURRENCY: usize = 8;
 /// How long a row that is claimed belongs to this process: longer than an attempt takes, waiting for its turn included.
 const LEASE: Duration = Duration::from_secs(30);
 /// How long one request may take.

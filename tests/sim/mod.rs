@@ -4,13 +4,17 @@
 //! that was written by the contract. `seeds` has the seeds that once found something; `WEBHOOKCTL_SIM_SEED` runs a single
 //! one and tells all of it, and `scripts/soak` runs as many as there is time for.
 
+mod acts;
 mod books;
 mod callbacks;
 mod every_step;
 mod model;
 mod ops;
+mod outside;
 mod planted;
+mod process;
 mod random;
+mod rounds;
 mod run;
 mod workload;
 mod world;

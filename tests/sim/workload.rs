@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::books::{Books, OrderLine};
 use super::callbacks::{ANSWERS, Answering, answer, damaged, genuine, mistaken};
-use super::model::LEASE_MS;
-use super::ops::{Key, Meaning, Message, Op, Payload, Told};
+use super::ops::{Key, Meaning, Op, Payload, Told};
+use super::outside::{Fate, Outside, Part};
+use super::process::{Act, ServiceBug};
 use super::random::Random;
+use super::rounds::ASKED;
 use super::run::{Broken, Run, Step, Tally, Trouble, any_trouble};
 use super::world::{MERCHANTS, Settings, key_of};
 use crate::channel::epay::Credentials;
@@ -19,7 +22,7 @@ use crate::domain::secret::Secret;
 use crate::domain::settlement::{Claim, ClaimProof, Echo, LatePolicy, Policy};
 use crate::payments::gateways::{hold_of, name_of};
 use crate::store::faults::Bug;
-use crate::store::{Attempt, Channel, PaymentOfDecision, Receipt, RefundState, Settle};
+use crate::store::{Channel, PaymentOfDecision, Receipt, RefundState, Settle};
 
 /// How many steps a run has before everything is allowed to come right.
 const STEPS: u64 = 45;
@@ -37,6 +40,7 @@ enum Action {
     TellWrongly,
     TellTogether,
     Reconcile,
+    Question,
     Vouch,
     Person,
     Refund,
@@ -51,18 +55,19 @@ enum Action {
     TellBot,
 }
 
-const ACTIONS: [(Action, u64); 18] = [
+const ACTIONS: [(Action, u64); 19] = [
     (Action::Create, 16),
     (Action::Pay, 16),
     (Action::Tell, 24),
     (Action::TellWrongly, 10),
     (Action::TellTogether, 5),
-    (Action::Reconcile, 7),
+    (Action::Reconcile, 4),
+    (Action::Question, 10),
     (Action::Vouch, 8),
     (Action::Person, 5),
     (Action::Refund, 6),
     (Action::Bot, 6),
-    (Action::Deliver, 10),
+    (Action::Deliver, 14),
     (Action::Outbox, 3),
     (Action::Clock, 4),
     (Action::Crash, 3),
@@ -88,22 +93,28 @@ struct Payment {
 struct Workload {
     run: Run,
     random: Random,
-    now: i64,
+    outside: Outside,
     late: LatePolicy,
     actions: Vec<(Action, u64)>,
     /// How many of a hundred writes get into trouble.
     trouble_percent: u64,
     payments: Vec<Payment>,
-    /// Messages that are claimed, and of which nobody knows yet what will become of them.
-    claimed: Vec<Message>,
-    /// Messages that their addressees have.
-    delivered: BTreeSet<(String, String, String)>,
     numbers: u64,
     is_handing_over: bool,
 }
 
+/// A bug on purpose.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Planted {
+    Store(Bug),
+    Service(ServiceBug),
+}
+
 /// Runs a seed: its log and how much was done, or what was wrong.
-pub(super) async fn run_seed(seed: u64, bug: Option<Bug>) -> Result<(Vec<String>, Tally), (Vec<String>, Broken)> {
+pub(super) async fn run_seed(
+    seed: u64,
+    planted: Option<Planted>,
+) -> Result<(Vec<String>, Tally), (Vec<String>, Broken)> {
     let mut random = Random::new(seed);
     let late = *random.pick(LatePolicy::ALL);
     // Some actions are missing in some runs, and some are much more frequent: what is rare among many shall meet itself.
@@ -113,24 +124,29 @@ pub(super) async fn run_seed(seed: u64, bug: Option<Bug>) -> Result<(Vec<String>
         *weight *= *random.pick(&[1, 1, 1, 6]);
     }
     let trouble_percent = *random.pick(&[0, 5, 15, 40, 70]);
-    let run = Run::new(Settings { late, tells_bot: false, bug }).await;
+    let outside = Outside::new(Timestamp::from_ms(START));
+    let (bug, service_bug) = match planted {
+        Some(Planted::Store(bug)) => (Some(bug), None),
+        Some(Planted::Service(bug)) => (None, Some(bug)),
+        None => (None, None),
+    };
+    let settings = Settings { late, tells_bot: false, bug, service_bug, seed };
+    let run = Run::new(settings, outside.clone()).await;
     let mut workload = Workload {
         run,
         random,
-        now: START,
+        outside,
         late,
         actions,
         trouble_percent,
         payments: Vec::new(),
-        claimed: Vec::new(),
-        delivered: BTreeSet::new(),
         numbers: 0,
         is_handing_over: false,
     };
     match workload.go().await {
         Ok(()) => {
             let log = workload.run.log.clone();
-            workload.run.conclude(bug.is_some()).await.map_err(|broken| (log, broken))
+            workload.run.conclude(planted.is_some()).await.map_err(|broken| (log, broken))
         }
         Err(broken) => Err((workload.run.log, broken)),
     }
@@ -140,7 +156,7 @@ impl Workload {
     async fn go(&mut self) -> Step {
         self.create().await?;
         for _ in 0..STEPS {
-            self.now += self.random.between(0, 2_000);
+            self.outside.clock.pass(Duration::from_millis(self.random.below(2_001)));
             self.run.turn_to(self.random.index(2));
             let action = self.random.weighted(&self.actions);
             match action {
@@ -150,26 +166,24 @@ impl Workload {
                 Action::TellWrongly => self.tell_wrongly().await?,
                 Action::TellTogether => self.tell_together().await?,
                 Action::Reconcile => self.reconcile().await?,
+                Action::Question => self.question().await?,
                 Action::Vouch => self.vouch().await?,
                 Action::Person => self.person().await?,
                 Action::Refund => self.refund().await?,
                 Action::Bot => self.bot().await?,
                 Action::Deliver => self.deliver().await?,
                 Action::Outbox => self.outbox().await?,
-                Action::Clock => self.move_clock(),
+                Action::Clock => self.move_clock().await?,
                 Action::Crash => {
-                    self.claimed.clear();
                     self.is_handing_over = false;
                     self.run.crash().await?;
                 }
                 Action::Reopen => {
-                    self.claimed.clear();
                     self.is_handing_over = false;
                     self.run.reopen().await?;
                 }
                 Action::Checkpoint if self.random.chance(50) => self.run.checkpoint()?,
                 Action::Checkpoint => {
-                    self.claimed.clear();
                     self.is_handing_over = false;
                     self.run.crash_in_checkpoint(&mut self.random).await?;
                 }
@@ -191,7 +205,7 @@ impl Workload {
     }
 
     fn now(&self) -> Timestamp {
-        Timestamp::from_ms(self.now)
+        self.outside.clock.now()
     }
 
     fn number(&mut self) -> u64 {
@@ -210,7 +224,6 @@ impl Workload {
         let reply = self.run.step(op, trouble).await;
         if self.run.tally.crashes > crashes {
             // Whoever had these in hand is gone.
-            self.claimed.clear();
             self.is_handing_over = false;
         }
         reply
@@ -379,7 +392,7 @@ impl Workload {
     /// The gateway is asked about what is unpaid, and answers somehow.
     async fn reconcile(&mut self) -> Step {
         // V2 answers are signed with the time of this machine's clock.
-        let merchant = *self.random.pick(&[MERCHANTS[0], MERCHANTS[1], MERCHANTS[3]]);
+        let merchant = *self.random.pick(&[MERCHANTS[1], MERCHANTS[3]]);
         let limit = u32::try_from(self.random.between(1, 4)).unwrap();
         let due = self.step(Op::DueQuestions { merchant: merchant.into(), now: self.now(), limit }).await?;
         for question in due.split_whitespace() {
@@ -397,8 +410,7 @@ impl Workload {
     async fn ask_and_hear(&mut self, order_no: &str, step: u32, answering: Answering) -> Step {
         let order = self.run.world().store().order(order_no).await.unwrap().unwrap();
         let (merchant, fen) = (order.terms.merchant.clone(), order.terms.amount.fen());
-        let is_own = |payment: &&Payment| payment.order_no == order_no && payment.fen == fen;
-        let paid = self.payments.iter().find(is_own).map(|payment| payment.trade_no.clone());
+        let paid = self.paid_by(order_no, fen);
         let (body, expected) = answer(answering, &merchant, order_no, fen, paid.as_deref());
         let credentials = Credentials::V1 { key: Secret::new(key_of(&merchant)), key_previous: None };
         let read = body.map(|body| Answer::of_reply(&credentials, body.as_bytes(), self.now()));
@@ -536,77 +548,131 @@ impl Workload {
         *self.random.pick(&[Channel::Telegram, Channel::Telegram, Channel::Event])
     }
 
-    async fn claim(&mut self, channel: Channel, limit: u32) -> Step {
-        let claimed = self.step(Op::Claim { channel, now: self.now(), limit }).await?;
-        for message in claimed.split_whitespace() {
-            let (id, rest) = message.split_once(':').unwrap();
-            let mut rest = rest.split('/').map(str::to_owned);
-            self.claimed.push(Message {
-                id: id.parse().unwrap(),
-                order_no: rest.next().unwrap(),
-                kind: rest.next().unwrap(),
-                channel: channel.name().into(),
-            });
-        }
-        Ok(())
+    /// Has the service do something by itself, which may get into trouble.
+    async fn act(&mut self, act: Act) -> Step<String> {
+        let trouble =
+            if self.random.chance(self.trouble_percent) { any_trouble(&mut self.random) } else { Trouble::None };
+        let crashes = self.run.tally.crashes;
+        let reply = self.run.act(act, trouble).await;
+        self.is_handing_over &= self.run.tally.crashes == crashes;
+        reply
     }
 
-    /// A courier takes up what is due, or comes back.
+    /// The loop of an outbox looks what is due, or one of its deliveries goes on.
     async fn deliver(&mut self) -> Step {
-        if self.claimed.is_empty() || self.random.chance(40) {
+        let in_hand = self.run.world_mut().process().hands.len();
+        if in_hand == 0 || self.random.chance(30) {
             let channel = self.channel();
-            let limit = u32::try_from(self.random.between(1, 8)).unwrap();
-            return self.claim(channel, limit).await;
+            self.act(Act::TakeUp { channel }).await?;
+            return Ok(());
         }
-        let message = self.claimed.swap_remove(self.random.index(self.claimed.len()));
-        let later = self.now().plus_seconds(u32::try_from(self.random.between(1, 300)).unwrap());
-        let attempt = match self.random.below(10) {
-            0..=4 => {
-                self.arrives(&message);
-                Attempt::Sent
-            }
-            5 | 6 => Attempt::Again { at: later, error: "no".into() },
-            7 => Attempt::NotNow { at: later, error: "no".into() },
-            8 => Attempt::Failed { error: "never".into() },
-            _ => {
-                // It arrived, and the courier is lost on the way back.
-                self.arrives(&message);
-                return Ok(());
-            }
+        let hand = self.random.index(in_hand);
+        self.deliver_one(hand, false).await
+    }
+
+    async fn deliver_one(&mut self, hand: usize, well: bool) -> Step {
+        let channel = self.run.world_mut().process().hands[hand].place.2.clone();
+        let part = if well {
+            play(&channel, 0, &mut self.random)
+        } else {
+            play(&channel, self.random.below(12), &mut self.random)
         };
-        self.step(Op::Attempted { message, attempt, now: self.now() }).await?;
+        self.act(Act::Deliver { hand, part }).await?;
         Ok(())
     }
 
-    fn arrives(&mut self, message: &Message) {
-        let Message { order_no, kind, channel, .. } = message.clone();
-        self.delivered.insert((order_no, kind, channel));
+    /// The schedule looks whom to ask about, or one of its questions goes on.
+    async fn question(&mut self) -> Step {
+        let in_hand = self.run.world_mut().process().questions.len();
+        if in_hand == 0 || self.random.chance(30) {
+            self.act(Act::TakeUpQuestions).await?;
+            return Ok(());
+        }
+        let hand = self.random.index(in_hand);
+        let answering = self.random.weighted(&ANSWERS);
+        self.ask_one(hand, answering).await
+    }
+
+    async fn ask_one(&mut self, hand: usize, answering: Answering) -> Step {
+        let terms = self.run.world_mut().process().questions[hand].order.terms.clone();
+        let (order_no, fen) = (terms.order_no.to_string(), terms.amount.fen());
+        let paid = self.paid_by(&order_no, fen);
+        let (body, word) = answer(answering, &terms.merchant, &order_no, fen, paid.as_deref());
+        let late = self.random.chance(20);
+        let after_ms = if late { self.random.below(9_000) } else { self.random.below(300) };
+        let is_limited = matches!(answering, Answering::Nothing) && self.random.chance(40);
+        let fate = match body {
+            Some(body) => Fate::Answered { status: 200, body, retry_after_s: None },
+            None if is_limited => {
+                let retry_after_s = self.random.chance(50).then(|| self.random.below(400));
+                Fate::Answered { status: 429, body: String::new(), retry_after_s }
+            }
+            None if self.random.chance(50) => Fate::Unanswered,
+            None => Fate::NotConnected,
+        };
+        self.act(Act::Ask { hand, part: Part { fate, after_ms }, word }).await?;
+        Ok(())
+    }
+
+    /// The payment of the right amount that the gateway has for an order.
+    fn paid_by(&self, order_no: &str, fen: i64) -> Option<String> {
+        let is_own = |payment: &&Payment| payment.order_no == order_no && payment.fen == fen;
+        self.payments.iter().find(is_own).map(|payment| payment.trade_no.clone())
     }
 
     async fn outbox(&mut self) -> Step {
         let (channel, now) = (self.channel(), self.now());
         let op = match self.random.below(3) {
-            0 => Op::GiveUp { channel, until: Timestamp::from_ms(self.now - 24 * HOUR_MS), now },
+            0 => Op::GiveUp { channel, until: Timestamp::from_ms(now.ms() - 24 * HOUR_MS), now },
             1 => {
                 let Some((order_no, _)) = self.an_order() else { return Ok(()) };
                 Op::DeliverAgain { channel, order_no, now }
             }
-            _ => Op::AddMissingEvents { since: Timestamp::from_ms(self.now - HOUR_MS), now },
+            _ => Op::AddMissingEvents { since: Timestamp::from_ms(now.ms() - HOUR_MS), now },
         };
         self.step(op).await?;
         Ok(())
     }
 
-    /// The clock is set, or nothing happens for a while.
-    fn move_clock(&mut self) {
-        let by = *self.random.pick(&[20_000, HOUR_MS, 25 * HOUR_MS, -20_000, -HOUR_MS]);
-        self.now += by;
-        self.run.log.push(format!("the clock moves by {by} ms"));
+    /// Nothing happens for a while, or the clock is set, which the service notices sooner or later.
+    async fn move_clock(&mut self) -> Step {
+        let clock = self.outside.clock.clone();
+        if self.random.chance(50) {
+            let by_s = *self.random.pick(&[20, 60, 300, 3600, 25 * 3600]);
+            self.run.log.push(format!("{by_s} s pass"));
+            clock.pass(Duration::from_secs(by_s));
+        } else {
+            let by_ms = *self.random.pick(&[20_000, HOUR_MS, 25 * HOUR_MS, -20_000, -HOUR_MS]);
+            self.run.log.push(format!("the clock is set by {by_ms} ms"));
+            clock.set(Timestamp::from_ms(clock.now().ms() + by_ms));
+            for process in self.run.world_mut().processes() {
+                process.promises.set_by_ms += by_ms;
+            }
+        }
+        if self.random.chance(70) { self.follow_clock().await } else { Ok(()) }
+    }
+
+    /// Done by the newest process alone: one that is taken over from leaves such work to the other.
+    async fn follow_clock(&mut self) -> Step {
+        self.run.turn_to(1);
+        let trouble = if self.random.chance(self.trouble_percent) {
+            Trouble::Crash { at: self.random.below(200) }
+        } else {
+            Trouble::None
+        };
+        let crashes = self.run.tally.crashes;
+        self.run.act(Act::FollowClock, trouble).await?;
+        self.is_handing_over &= self.run.tally.crashes == crashes;
+        Ok(())
     }
 
     /// Nothing goes wrong any more: gateways say once more what they have, couriers deliver, and then all must be in order.
     async fn come_right(&mut self) -> Step {
         self.trouble_percent = 0;
+        self.run.end_handover().await?;
+        self.run.turn_to(0);
+        self.follow_clock().await?;
+        self.ask_all().await?;
         for payment in self.payments.clone() {
             let Payment { merchant, order_no, trade_no, fen, param } = payment;
             let told = Told {
@@ -626,29 +692,66 @@ impl Workload {
         for order_no in on_hold {
             self.ask_and_hear(&order_no, 0, Answering::Truly).await?;
         }
-        self.claimed.clear();
         for channel in [Channel::Telegram, Channel::Event] {
-            let mut rounds = 0;
-            while self.is_any_due(channel) {
-                rounds += 1;
-                if rounds > ROUNDS_MAX {
-                    return Err(Broken("the outbox does not get empty".into()));
-                }
-                self.now += LEASE_MS + HOUR_MS;
-                self.claim(channel, 100).await?;
-                for message in std::mem::take(&mut self.claimed) {
-                    self.arrives(&message);
-                    self.step(Op::Attempted { message, attempt: Attempt::Sent, now: self.now() }).await?;
-                }
-            }
+            self.deliver_all(channel).await?;
         }
         self.check_gateways()?;
         self.check_messages()
     }
 
-    fn is_any_due(&self, channel: Channel) -> bool {
-        let messages = &self.run.model.books.messages;
-        messages.iter().any(|((_, _, of), message)| of == channel.name() && message.state == "due")
+    /// Asks about every order whose time comes, until there is no more of it, or it has been paid: a payment whose callback was lost is
+    /// found by that.
+    async fn ask_all(&mut self) -> Step {
+        let mut asked = BTreeSet::new();
+        for _ in 0..ROUNDS_MAX {
+            self.run.act(Act::TakeUpQuestions, Trouble::None).await?;
+            while !self.run.world_mut().process().questions.is_empty() {
+                asked.insert(self.run.world_mut().process().questions[0].order.terms.order_no.to_string());
+                self.ask_one(0, Answering::Truly).await?;
+            }
+            let books = &self.run.model.books;
+            let waits = |order_no: &String| books.orders[order_no].merchant == ASKED && !asked.contains(order_no);
+            let next = books.questions.iter().filter(|(order_no, _)| waits(order_no)).map(|(_, (_, at))| *at).min();
+            let Some(next) = next else { return self.check_questions(&asked) };
+            let ahead_ms = u64::try_from(next - self.now().ms()).unwrap_or(0);
+            // A gateway that was in trouble is left alone for five minutes at most.
+            self.outside.clock.pass(Duration::from_millis(ahead_ms) + Duration::from_secs(301));
+        }
+        Err(Broken("there are always more questions".into()))
+    }
+
+    /// A question about a payment has an end: its order is not left unpaid.
+    fn check_questions(&self, asked: &BTreeSet<String>) -> Step {
+        let books = &self.run.model.books;
+        for order_no in asked {
+            let order = &books.orders[order_no];
+            let payments: Vec<_> = self.payments.iter().filter(|payment| payment.order_no == *order_no).collect();
+            let is_paid = self.paid_by(order_no, order.fen).is_some();
+            if is_paid && order.status == "pending" && is_free(books, order, &payments) {
+                return Err(Broken(format!(
+                    "{order_no} was paid and asked about, and that had no consequence: {order:?}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Delivers until nothing is due any more.
+    async fn deliver_all(&mut self, channel: Channel) -> Step {
+        for _ in 0..ROUNDS_MAX {
+            self.run.act(Act::TakeUp { channel }, Trouble::None).await?;
+            while !self.run.world_mut().process().hands.is_empty() {
+                self.deliver_one(0, true).await?;
+            }
+            let Some(next) = self.run.model.next_due(channel) else { return Ok(()) };
+            let ahead_ms = u64::try_from(next - self.now().ms()).unwrap_or(0);
+            // Telegram may have asked for an hour's rest.
+            let rests = self.run.world_mut().process().promises.rests(channel, self.outside.clock.instant());
+            self.outside
+                .clock
+                .pass(Duration::from_millis(ahead_ms) + Duration::from_secs(if rests { 3600 } else { 0 }));
+        }
+        Err(Broken("the outbox does not get empty".into()))
     }
 
     /// Credits are given for payments that a gateway has, and for every such payment of the right amount.
@@ -676,7 +779,7 @@ impl Workload {
     /// Every message has arrived at least once, or was given up.
     fn check_messages(&self) -> Step {
         for (place, message) in &self.run.world().books().messages {
-            if message.state == "due" || message.state == "sent" && !self.delivered.contains(place) {
+            if message.state == "due" || message.state == "sent" && !self.run.delivered.contains(place) {
                 return Err(Broken(format!("{place:?} did not arrive: {message:?}")));
             }
         }
@@ -690,4 +793,24 @@ fn is_free(books: &Books, order: &OrderLine, payments: &[&Payment]) -> bool {
         let mut others = books.orders.values().filter(|other| other.merchant == order.merchant);
         !others.any(|other| other.trade_no.as_ref() == Some(&payment.trade_no))
     })
+}
+
+/// What the other side does with a message: the lower the number, the better it goes.
+fn play(channel: &str, number: u64, random: &mut Random) -> Part {
+    let is_telegram = channel == "telegram";
+    let after_ms = if random.chance(20) { random.below(10_000) } else { random.below(200) };
+    let retry_after_s = random.chance(60).then(|| *random.pick(&[1, 3, 30, 900, 9_000]));
+    let answered = |status, body: &str| Fate::Answered { status, body: body.into(), retry_after_s: None };
+    let fate = match number {
+        0..=4 if is_telegram => answered(200, r#"{"ok":true}"#),
+        0..=4 => answered(*random.pick(&[200, 204]), ""),
+        5 => Fate::Unanswered,
+        6 => Fate::NotConnected,
+        7 => answered(*random.pick(&[500, 502]), "<html>"),
+        8 if is_telegram => answered(*random.pick(&[400, 403]), r#"{"ok":false}"#),
+        9 if is_telegram => answered(401, "{}"),
+        8 | 9 => answered(*random.pick(&[302, 404, 429]), ""),
+        _ => Fate::Answered { status: 429, body: "{}".into(), retry_after_s },
+    };
+    Part { fate, after_ms }
 }
