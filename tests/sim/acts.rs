@@ -1,8 +1,11 @@
 //! What the service does by itself, with or without something going wrong in it, compared with what it promises.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use super::ops::Message;
-use super::outside::Contact;
-use super::process::Act;
+use super::outside::{Contact, Part};
+use super::process::{Act, Promises};
 use super::rounds::{Ends, InHand};
 use super::run::{Broken, Run, Step, Trouble};
 use crate::store::Channel;
@@ -45,6 +48,9 @@ impl Run {
         // A transaction that could not even be given up ends with the next job.
         self.write_rejections().await?;
         let contacts = outside.contacts();
+        for contact in &contacts {
+            *self.tally.contacts.entry(contact.whom).or_default() += 1;
+        }
         let found = self.world().books();
         let ends = match (&act, &before) {
             (Act::TakeUp { channel }, _) => {
@@ -82,6 +88,10 @@ impl Run {
                 }
                 let asked = (&question.order, question.step);
                 self.model.after_question(asked, part, word, contact, began, &mut promises, &found)
+            }
+            (Act::TellOperator { part }, _) => {
+                self.check_report(part, &contacts, &mut promises, matches!(ended, Ended::Well))?;
+                self.model.unchanged()
             }
             (Act::FollowClock, _) => {
                 expect_none(&contacts)?;
@@ -151,6 +161,35 @@ impl Run {
         let taken =
             if reply == expected { String::new() } else { format!("took {reply:?} in hand, and not {expected:?}; ") };
         Err(Broken(format!("{taken}other books after an act (- expected, + found):\n{difference}")))
+    }
+
+    /// Each trouble is told until the operator knows of it, and not more often than is promised.
+    fn check_report(&mut self, part: &Part, contacts: &[Contact], promises: &mut Promises, is_well: bool) -> Step {
+        let mut newest = BTreeMap::new();
+        for receipt in &self.model.books.receipts[self.told..] {
+            newest.extend(receipt.trouble().map(|kind| (kind.to_owned(), &receipt.order_no)));
+        }
+        let contact = match contacts {
+            [] if newest.is_empty() || !is_well => return Ok(()),
+            [] => return Err(Broken(format!("the operator does not hear of {newest:?}"))),
+            contacts => the_only(contacts)?,
+        };
+        if contact.whom != "operator" || contact.instant < promises.operator_paused_until {
+            return Err(Broken(format!("{contact:?} comes before {:?}", promises.operator_paused_until)));
+        }
+        if !promises.keeps_distance(contact) {
+            return Err(Broken(format!("{contact:?} comes too soon after the message before it")));
+        }
+        if let Some((kind, order_no)) = newest.iter().find(|(_, order_no)| !contact.kind.contains(order_no.as_str())) {
+            return Err(Broken(format!("{contact:?} says nothing of {kind} of {order_no}")));
+        }
+        let pause_s = promises.operator_pause_s(&part.fate);
+        if pause_s.is_some() {
+            self.told = self.model.books.receipts.len();
+        }
+        let took = Duration::from_millis(part.after_ms);
+        promises.operator_paused_until = contact.instant + took + Duration::from_secs(pause_s.unwrap_or(1));
+        Ok(())
     }
 
     /// A loop that took up nothing may not sleep past what is due.

@@ -115,6 +115,9 @@ fn whatever_happens_the_books_are_right() {
     println!("{seeds} seeds: {tally:?}");
     // It would be easy to find nothing where nothing happens.
     assert!(tally.steps > 40 * seeds && tally.failures > seeds && tally.crashes > seeds, "{tally:?}");
+    let are_busy =
+        ["telegram", "event", "gateway", "operator"].iter().all(|whom| tally.contacts.get(whom) > Some(&seeds));
+    assert!(are_busy, "{tally:?}");
     let never = Outcome::ALL.iter().filter(|outcome| !tally.outcomes.contains_key(outcome.name()));
     assert_eq!(never.collect::<Vec<_>>(), [&Outcome::Overloaded, &Outcome::StoreError], "{tally:?}");
 }

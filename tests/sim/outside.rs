@@ -16,6 +16,8 @@ use crate::net::client::{Client, OutgoingError, Peers, Reply};
 pub(super) const TELEGRAM: &str = "http://telegram.example";
 pub(super) const BOT: &str = "http://bot.example/events";
 pub(super) const GATEWAY: &str = "http://gateway.example/";
+/// The chat in which the operator hears of trouble.
+pub(super) const OPERATOR: i64 = 999;
 /// The secret that events are signed with, in base64.
 pub(super) const EVENT_SECRET: &str = "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
@@ -42,10 +44,10 @@ pub(super) struct Part {
 /// A request that was made.
 #[derive(Clone, Debug)]
 pub(super) struct Contact {
-    /// `telegram`, `event` or `gateway`.
+    /// `telegram`, `event`, `gateway` or `operator`.
     pub(super) whom: &'static str,
     pub(super) order_no: String,
-    /// The kind of the message, and nothing of a question.
+    /// The kind of the message, or its text to the operator.
     pub(super) kind: String,
     pub(super) at: Timestamp,
     pub(super) instant: Instant,
@@ -110,6 +112,10 @@ impl Peers for Wire {
         let (at, instant) = (clock.now(), clock.instant());
         stage.contacts.push(Contact { whom, order_no: order_no.clone(), kind, at, instant, has_arrived, fault });
         clock.pass(Duration::from_millis(after_ms));
+        if whom == "operator" && self.bug == Some(ServiceBug::ForgetsTheOperator) {
+            let body = r#"{"ok":true}"#.into();
+            return Ok(Reply { status: 200, body, retry_after: None, date: None, location: None });
+        }
         match fate {
             Fate::NotConnected => Err(OutgoingError::NotConnected("refused".into())),
             Fate::Unanswered => Err(OutgoingError::TimedOut),
@@ -148,6 +154,9 @@ fn read(url: &str, headers: &[(&str, &str)], body: &[u8]) -> (&'static str, Stri
             Ok(()) => None,
         };
         return ("event", order_no, kind, fault);
+    }
+    if json["chat_id"] == OPERATOR {
+        return ("operator", String::new(), text(&json["text"]), None);
     }
     // The texts of the configuration are the kind and the number of the order.
     let message = text(&json["text"]);

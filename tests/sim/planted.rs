@@ -128,3 +128,8 @@ fn a_settlement_of_an_unpaid_order_is_found() {
 fn a_settlement_by_an_answer_about_another_order_is_found() {
     is_found(ServiceBug::BelievesOtherOrder);
 }
+
+#[test]
+fn trouble_that_the_operator_does_not_hear_of_is_found() {
+    is_found(ServiceBug::ForgetsTheOperator);
+}

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::model::listed;
-use super::outside::{BOT, EVENT_SECRET, GATEWAY, Outside, Part, TELEGRAM};
+use super::outside::{BOT, EVENT_SECRET, GATEWAY, OPERATOR, Outside, Part, TELEGRAM};
 use super::world::{KEY_PREVIOUS, Settings, key_of};
 use crate::config::{Config, Current, DatabaseUrl};
 use crate::domain::clock::{Clock, Timestamp};
@@ -15,7 +16,7 @@ use crate::domain::jitter::Jitter;
 use crate::domain::notices::{NoticeKind, Notices};
 use crate::domain::settlement::LatePolicy;
 use crate::outbox::telegram::Sender;
-use crate::outbox::{Backoff, Buyers, CONCURRENCY, Courier, Dispatcher, Events, Round, Taken, Verdict};
+use crate::outbox::{Backoff, Buyers, CONCURRENCY, Courier, Dispatcher, Events, Round, Taken, Verdict, Watch};
 use crate::payments::gateways::Gateways;
 use crate::payments::reconcile::Reconciler;
 use crate::server::Notify;
@@ -42,6 +43,8 @@ pub(crate) enum ServiceBug {
     BelievesUnpaid,
     /// What the gateway says of another order counts.
     BelievesOtherOrder,
+    /// What could not be told to the operator is told.
+    ForgetsTheOperator,
 }
 
 /// Something that the service does by itself.
@@ -55,6 +58,8 @@ pub(super) enum Act {
     TakeUpQuestions,
     /// Asks one of the questions in hand.
     Ask { hand: usize, part: Part, word: &'static str },
+    /// Tells the operator what there is to tell.
+    TellOperator { part: Part },
     /// Looks whether the clock was set back.
     FollowClock,
 }
@@ -85,6 +90,8 @@ pub(super) struct Promises {
     pub(super) gateway_paused_until: Instant,
     /// Questions in a row that got no answer.
     pub(super) gateway_failures: u32,
+    /// Until then the operator is left alone.
+    pub(super) operator_paused_until: Instant,
     /// How far the clock was set forward since it was last looked at; less than zero where it was set back.
     pub(super) set_by_ms: i64,
 }
@@ -96,6 +103,9 @@ pub(super) struct Process {
     events: Dispatcher<Spoilt<Events>>,
     reconciler: Arc<Reconciler>,
     due_times: DueTimes,
+    watch: Watch,
+    /// When the operator is told next.
+    pub(super) watch_due: Instant,
     pub(super) hands: Vec<Hand>,
     pub(super) questions: Vec<Question>,
     pub(super) promises: Promises,
@@ -111,7 +121,7 @@ fn config(late: LatePolicy, bug: Option<ServiceBug>) -> Config {
     let text = format!(
         "[orders]\nlate = \"{late}\"\n
          [reconcile]\nschedule_s = {schedule:?}\nper_minute = 6000\n
-         [telegram]\ntoken = \"1:AA\"\napi_base = \"{TELEGRAM}\"\n
+         [telegram]\ntoken = \"1:AA\"\nadmin_chat_id = {OPERATOR}\napi_base = \"{TELEGRAM}\"\n
          [telegram.texts.zh]\nsettled = \"settled {{order_no}}\"\nreview = \"review {{order_no}}\"\n
          refunded = \"refunded {{order_no}}\"\n
          [events]\nurl = \"{BOT}\"\nsecret = \"whsec_{EVENT_SECRET}\"\n
@@ -137,15 +147,19 @@ impl Process {
         let gateways = Arc::new(Gateways::new(&config, &store, &client, &clock).telling(&notices));
         let notify = Arc::new(Notify::new(config.clone(), store.clone(), Arc::clone(&gateways)));
         let reconciler = Reconciler::new(&config, &store, &gateways).jittered_by(jitter.clone());
-        let buyers = Spoilt { courier: Buyers::new(config.clone(), Sender::new(client.clone(), clock.clone())), bug };
+        let sender = Sender::new(client.clone(), clock.clone());
+        let buyers = Spoilt { courier: Buyers::new(config.clone(), sender.clone()), bug };
+        let watch = Watch::new(notices.clone(), config.clone(), store.clone(), sender, clock.clone());
         let events = Events::new(config, store.clone(), client, notices.clone(), clock.clone());
         let events = Spoilt { courier: events, bug };
         let instant = clock.instant();
         Self {
             buyers: Dispatcher::new(buyers, store.clone(), notices.clone(), clock.clone()).jittered_by(jitter.clone()),
-            events: Dispatcher::new(events, store.clone(), notices, clock.clone()).jittered_by(jitter),
+            events: Dispatcher::new(events, store.clone(), notices, clock.clone()).jittered_by(jitter.clone()),
             reconciler: Arc::new(reconciler),
             due_times: DueTimes::new(store.clone(), &clock),
+            watch: watch.jittered_by(jitter.clone()),
+            watch_due: instant,
             hands: Vec::new(),
             questions: Vec::new(),
             promises: Promises {
@@ -153,6 +167,7 @@ impl Process {
                 sent_at: None,
                 gateway_paused_until: instant,
                 gateway_failures: 0,
+                operator_paused_until: instant,
                 set_by_ms: 0,
             },
             next_after: Duration::ZERO,
@@ -164,8 +179,8 @@ impl Process {
     }
 
     pub(super) async fn end(self) {
-        let Self { store, notify, buyers, events, reconciler, due_times, hands, .. } = self;
-        drop((notify, buyers, events, reconciler, due_times, hands));
+        let Self { store, notify, buyers, events, reconciler, due_times, watch, hands, .. } = self;
+        drop((notify, buyers, events, reconciler, due_times, watch, hands));
         store.close().await.unwrap();
     }
 
@@ -216,6 +231,11 @@ impl Process {
             Act::Ask { hand, .. } => {
                 let question = self.questions.remove(hand);
                 Arc::clone(&self.reconciler).answer_question(question).await;
+                String::new()
+            }
+            Act::TellOperator { .. } => {
+                let pause = self.watch.round(&CancellationToken::new()).await;
+                self.watch_due = self.clock.instant() + pause;
                 String::new()
             }
             Act::FollowClock => {

@@ -179,6 +179,10 @@ impl Model {
         Ends::of(vec![possible("", self), possible("", &after), possible(&new.join(" "), &after)])
     }
 
+    pub(super) fn unchanged(&self) -> Ends {
+        Ends::of(vec![possible("", self)])
+    }
+
     pub(super) fn after_set_back(&self, by_ms: i64, now: Timestamp) -> Ends {
         let mut moved = self.clone();
         let books = &mut moved.books;
@@ -303,6 +307,11 @@ impl Promises {
     pub(super) fn keeps_distance(&mut self, contact: &Contact) -> bool {
         let before = self.sent_at.replace(contact.instant);
         before.is_none_or(|before| contact.instant >= before + TELEGRAM_GAP)
+    }
+
+    /// How long the operator is left alone by a message that they have, or never will: none where it has to be sent again.
+    pub(super) fn operator_pause_s(&self, fate: &Fate) -> Option<u64> {
+        matches!(upshot(Channel::Telegram, fate), Upshot::Arrived | Upshot::Never).then_some(60)
     }
 
     pub(super) fn rests(&self, channel: Channel, now: Instant) -> bool {

@@ -66,6 +66,8 @@ pub(super) struct Tally {
     pub(super) steps: u64,
     pub(super) failures: u64,
     pub(super) crashes: u64,
+    /// How often each of the other sides was asked or told something.
+    pub(super) contacts: BTreeMap<&'static str, u64>,
     /// How often a claim had each outcome.
     pub(super) outcomes: BTreeMap<String, u64>,
 }
@@ -75,6 +77,9 @@ impl std::ops::AddAssign for Tally {
         self.steps += other.steps;
         self.failures += other.failures;
         self.crashes += other.crashes;
+        for (whom, times) in other.contacts {
+            *self.contacts.entry(whom).or_default() += times;
+        }
         for (outcome, times) in other.outcomes {
             *self.outcomes.entry(outcome).or_default() += times;
         }
@@ -90,6 +95,8 @@ pub(super) struct Run {
     pub(super) tally: Tally,
     /// Messages that their addressees have, by order, kind and channel.
     pub(super) delivered: BTreeSet<(String, String, String)>,
+    /// How many of the receipts the operator knows, as far as they are trouble.
+    pub(super) told: usize,
     /// Orders of which somebody was told that they are settled.
     acknowledged: BTreeSet<String>,
 }
@@ -102,6 +109,7 @@ impl Run {
             log: vec![format!("{settings:?}")],
             tally: Tally::default(),
             delivered: BTreeSet::new(),
+            told: 0,
             acknowledged: BTreeSet::new(),
         }
     }
@@ -114,6 +122,7 @@ impl Run {
             log: vec![format!("{settings:?}")],
             tally: Tally::default(),
             delivered: BTreeSet::new(),
+            told: 0,
             acknowledged: BTreeSet::new(),
         };
         run.model = run.model.apply(create).swap_remove(0).1;

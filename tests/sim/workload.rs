@@ -1,16 +1,17 @@
 //! What buyers, gateways, the bot, the operator and the clock do, as a seed decides.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod service;
+
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use super::books::{Books, OrderLine};
 use super::callbacks::{ANSWERS, Answering, answer, damaged, genuine, mistaken};
 use super::ops::{Key, Meaning, Op, Payload, Told};
-use super::outside::{Fate, Outside, Part};
-use super::process::{Act, ServiceBug};
+use super::outside::Outside;
+use super::process::ServiceBug;
 use super::random::Random;
-use super::rounds::ASKED;
 use super::run::{Broken, Run, Step, Tally, Trouble, any_trouble};
 use super::world::{MERCHANTS, Settings, key_of};
 use crate::channel::epay::Credentials;
@@ -25,7 +26,7 @@ use crate::store::faults::Bug;
 use crate::store::{Channel, PaymentOfDecision, Receipt, RefundState, Settle};
 
 /// How many steps a run has before everything is allowed to come right.
-const STEPS: u64 = 45;
+const STEPS: u64 = 60;
 const START: i64 = 1_767_323_045_000;
 const EXPIRES_AFTER_S: u32 = 1800;
 const HOUR_MS: i64 = 3_600_000;
@@ -41,6 +42,7 @@ enum Action {
     TellTogether,
     Reconcile,
     Question,
+    TellOperator,
     Vouch,
     Person,
     Refund,
@@ -55,19 +57,20 @@ enum Action {
     TellBot,
 }
 
-const ACTIONS: [(Action, u64); 19] = [
+const ACTIONS: [(Action, u64); 20] = [
     (Action::Create, 16),
     (Action::Pay, 16),
     (Action::Tell, 24),
     (Action::TellWrongly, 10),
     (Action::TellTogether, 5),
     (Action::Reconcile, 4),
-    (Action::Question, 10),
+    (Action::Question, 14),
+    (Action::TellOperator, 4),
     (Action::Vouch, 8),
     (Action::Person, 5),
     (Action::Refund, 6),
     (Action::Bot, 6),
-    (Action::Deliver, 14),
+    (Action::Deliver, 30),
     (Action::Outbox, 3),
     (Action::Clock, 4),
     (Action::Crash, 3),
@@ -154,6 +157,9 @@ pub(super) async fn run_seed(
 
 impl Workload {
     async fn go(&mut self) -> Step {
+        let tells_bot = self.random.chance(60);
+        self.run.tell_bot(tells_bot);
+        self.begin_to_tell().await?;
         self.create().await?;
         for _ in 0..STEPS {
             self.outside.clock.pass(Duration::from_millis(self.random.below(2_001)));
@@ -167,6 +173,7 @@ impl Workload {
                 Action::TellTogether => self.tell_together().await?,
                 Action::Reconcile => self.reconcile().await?,
                 Action::Question => self.question().await?,
+                Action::TellOperator => self.tell_operator().await?,
                 Action::Vouch => self.vouch().await?,
                 Action::Person => self.person().await?,
                 Action::Refund => self.refund().await?,
@@ -548,78 +555,6 @@ impl Workload {
         *self.random.pick(&[Channel::Telegram, Channel::Telegram, Channel::Event])
     }
 
-    /// Has the service do something by itself, which may get into trouble.
-    async fn act(&mut self, act: Act) -> Step<String> {
-        let trouble =
-            if self.random.chance(self.trouble_percent) { any_trouble(&mut self.random) } else { Trouble::None };
-        let crashes = self.run.tally.crashes;
-        let reply = self.run.act(act, trouble).await;
-        self.is_handing_over &= self.run.tally.crashes == crashes;
-        reply
-    }
-
-    /// The loop of an outbox looks what is due, or one of its deliveries goes on.
-    async fn deliver(&mut self) -> Step {
-        let in_hand = self.run.world_mut().process().hands.len();
-        if in_hand == 0 || self.random.chance(30) {
-            let channel = self.channel();
-            self.act(Act::TakeUp { channel }).await?;
-            return Ok(());
-        }
-        let hand = self.random.index(in_hand);
-        self.deliver_one(hand, false).await
-    }
-
-    async fn deliver_one(&mut self, hand: usize, well: bool) -> Step {
-        let channel = self.run.world_mut().process().hands[hand].place.2.clone();
-        let part = if well {
-            play(&channel, 0, &mut self.random)
-        } else {
-            play(&channel, self.random.below(12), &mut self.random)
-        };
-        self.act(Act::Deliver { hand, part }).await?;
-        Ok(())
-    }
-
-    /// The schedule looks whom to ask about, or one of its questions goes on.
-    async fn question(&mut self) -> Step {
-        let in_hand = self.run.world_mut().process().questions.len();
-        if in_hand == 0 || self.random.chance(30) {
-            self.act(Act::TakeUpQuestions).await?;
-            return Ok(());
-        }
-        let hand = self.random.index(in_hand);
-        let answering = self.random.weighted(&ANSWERS);
-        self.ask_one(hand, answering).await
-    }
-
-    async fn ask_one(&mut self, hand: usize, answering: Answering) -> Step {
-        let terms = self.run.world_mut().process().questions[hand].order.terms.clone();
-        let (order_no, fen) = (terms.order_no.to_string(), terms.amount.fen());
-        let paid = self.paid_by(&order_no, fen);
-        let (body, word) = answer(answering, &terms.merchant, &order_no, fen, paid.as_deref());
-        let late = self.random.chance(20);
-        let after_ms = if late { self.random.below(9_000) } else { self.random.below(300) };
-        let is_limited = matches!(answering, Answering::Nothing) && self.random.chance(40);
-        let fate = match body {
-            Some(body) => Fate::Answered { status: 200, body, retry_after_s: None },
-            None if is_limited => {
-                let retry_after_s = self.random.chance(50).then(|| self.random.below(400));
-                Fate::Answered { status: 429, body: String::new(), retry_after_s }
-            }
-            None if self.random.chance(50) => Fate::Unanswered,
-            None => Fate::NotConnected,
-        };
-        self.act(Act::Ask { hand, part: Part { fate, after_ms }, word }).await?;
-        Ok(())
-    }
-
-    /// The payment of the right amount that the gateway has for an order.
-    fn paid_by(&self, order_no: &str, fen: i64) -> Option<String> {
-        let is_own = |payment: &&Payment| payment.order_no == order_no && payment.fen == fen;
-        self.payments.iter().find(is_own).map(|payment| payment.trade_no.clone())
-    }
-
     async fn outbox(&mut self) -> Step {
         let (channel, now) = (self.channel(), self.now());
         let op = match self.random.below(3) {
@@ -631,38 +566,6 @@ impl Workload {
             _ => Op::AddMissingEvents { since: Timestamp::from_ms(now.ms() - HOUR_MS), now },
         };
         self.step(op).await?;
-        Ok(())
-    }
-
-    /// Nothing happens for a while, or the clock is set, which the service notices sooner or later.
-    async fn move_clock(&mut self) -> Step {
-        let clock = self.outside.clock.clone();
-        if self.random.chance(50) {
-            let by_s = *self.random.pick(&[20, 60, 300, 3600, 25 * 3600]);
-            self.run.log.push(format!("{by_s} s pass"));
-            clock.pass(Duration::from_secs(by_s));
-        } else {
-            let by_ms = *self.random.pick(&[20_000, HOUR_MS, 25 * HOUR_MS, -20_000, -HOUR_MS]);
-            self.run.log.push(format!("the clock is set by {by_ms} ms"));
-            clock.set(Timestamp::from_ms(clock.now().ms() + by_ms));
-            for process in self.run.world_mut().processes() {
-                process.promises.set_by_ms += by_ms;
-            }
-        }
-        if self.random.chance(70) { self.follow_clock().await } else { Ok(()) }
-    }
-
-    /// Done by the newest process alone: one that is taken over from leaves such work to the other.
-    async fn follow_clock(&mut self) -> Step {
-        self.run.turn_to(1);
-        let trouble = if self.random.chance(self.trouble_percent) {
-            Trouble::Crash { at: self.random.below(200) }
-        } else {
-            Trouble::None
-        };
-        let crashes = self.run.tally.crashes;
-        self.run.act(Act::FollowClock, trouble).await?;
-        self.is_handing_over &= self.run.tally.crashes == crashes;
         Ok(())
     }
 
@@ -695,63 +598,9 @@ impl Workload {
         for channel in [Channel::Telegram, Channel::Event] {
             self.deliver_all(channel).await?;
         }
+        self.tell_all().await?;
         self.check_gateways()?;
         self.check_messages()
-    }
-
-    /// Asks about every order whose time comes, until there is no more of it, or it has been paid: a payment whose callback was lost is
-    /// found by that.
-    async fn ask_all(&mut self) -> Step {
-        let mut asked = BTreeSet::new();
-        for _ in 0..ROUNDS_MAX {
-            self.run.act(Act::TakeUpQuestions, Trouble::None).await?;
-            while !self.run.world_mut().process().questions.is_empty() {
-                asked.insert(self.run.world_mut().process().questions[0].order.terms.order_no.to_string());
-                self.ask_one(0, Answering::Truly).await?;
-            }
-            let books = &self.run.model.books;
-            let waits = |order_no: &String| books.orders[order_no].merchant == ASKED && !asked.contains(order_no);
-            let next = books.questions.iter().filter(|(order_no, _)| waits(order_no)).map(|(_, (_, at))| *at).min();
-            let Some(next) = next else { return self.check_questions(&asked) };
-            let ahead_ms = u64::try_from(next - self.now().ms()).unwrap_or(0);
-            // A gateway that was in trouble is left alone for five minutes at most.
-            self.outside.clock.pass(Duration::from_millis(ahead_ms) + Duration::from_secs(301));
-        }
-        Err(Broken("there are always more questions".into()))
-    }
-
-    /// A question about a payment has an end: its order is not left unpaid.
-    fn check_questions(&self, asked: &BTreeSet<String>) -> Step {
-        let books = &self.run.model.books;
-        for order_no in asked {
-            let order = &books.orders[order_no];
-            let payments: Vec<_> = self.payments.iter().filter(|payment| payment.order_no == *order_no).collect();
-            let is_paid = self.paid_by(order_no, order.fen).is_some();
-            if is_paid && order.status == "pending" && is_free(books, order, &payments) {
-                return Err(Broken(format!(
-                    "{order_no} was paid and asked about, and that had no consequence: {order:?}"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    /// Delivers until nothing is due any more.
-    async fn deliver_all(&mut self, channel: Channel) -> Step {
-        for _ in 0..ROUNDS_MAX {
-            self.run.act(Act::TakeUp { channel }, Trouble::None).await?;
-            while !self.run.world_mut().process().hands.is_empty() {
-                self.deliver_one(0, true).await?;
-            }
-            let Some(next) = self.run.model.next_due(channel) else { return Ok(()) };
-            let ahead_ms = u64::try_from(next - self.now().ms()).unwrap_or(0);
-            // Telegram may have asked for an hour's rest.
-            let rests = self.run.world_mut().process().promises.rests(channel, self.outside.clock.instant());
-            self.outside
-                .clock
-                .pass(Duration::from_millis(ahead_ms) + Duration::from_secs(if rests { 3600 } else { 0 }));
-        }
-        Err(Broken("the outbox does not get empty".into()))
     }
 
     /// Credits are given for payments that a gateway has, and for every such payment of the right amount.
@@ -793,24 +642,4 @@ fn is_free(books: &Books, order: &OrderLine, payments: &[&Payment]) -> bool {
         let mut others = books.orders.values().filter(|other| other.merchant == order.merchant);
         !others.any(|other| other.trade_no.as_ref() == Some(&payment.trade_no))
     })
-}
-
-/// What the other side does with a message: the lower the number, the better it goes.
-fn play(channel: &str, number: u64, random: &mut Random) -> Part {
-    let is_telegram = channel == "telegram";
-    let after_ms = if random.chance(20) { random.below(10_000) } else { random.below(200) };
-    let retry_after_s = random.chance(60).then(|| *random.pick(&[1, 3, 30, 900, 9_000]));
-    let answered = |status, body: &str| Fate::Answered { status, body: body.into(), retry_after_s: None };
-    let fate = match number {
-        0..=4 if is_telegram => answered(200, r#"{"ok":true}"#),
-        0..=4 => answered(*random.pick(&[200, 204]), ""),
-        5 => Fate::Unanswered,
-        6 => Fate::NotConnected,
-        7 => answered(*random.pick(&[500, 502]), "<html>"),
-        8 if is_telegram => answered(*random.pick(&[400, 403]), r#"{"ok":false}"#),
-        9 if is_telegram => answered(401, "{}"),
-        8 | 9 => answered(*random.pick(&[302, 404, 429]), ""),
-        _ => Fate::Answered { status: 429, body: "{}".into(), retry_after_s },
-    };
-    Part { fate, after_ms }
 }

@@ -178,7 +178,7 @@ impl World {
 
     /// Has the process do something by itself, and says what it took in hand.
     pub(super) async fn act(&mut self, act: &Act) -> String {
-        if let Act::Deliver { part, .. } | Act::Ask { part, .. } = act {
+        if let Act::Deliver { part, .. } | Act::Ask { part, .. } | Act::TellOperator { part } = act {
             self.outside.expect(part.clone());
         }
         self.processes[self.turn].act(act).await
