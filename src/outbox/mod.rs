@@ -212,7 +212,9 @@ impl<C: Courier> Dispatcher<C> {
             Verdict::Again { error, after } => again_or_never::<C>(&delivery, error, after, now, &self.jitter),
             Verdict::Pause { time, level, error } => {
                 self.pause(time, level, &error);
-                Attempt::NotNow { at: now.plus(time), error }
+                // Without the attempt that it was claimed for.
+                let attempts_before = delivery.attempts.saturating_sub(1);
+                Attempt::NotNow { at: now.plus(time), attempts_before, error }
             }
         };
         self.tell(&delivery, &attempt);

@@ -142,7 +142,8 @@ impl Model {
             Upshot::Rest(seconds) => {
                 let paused_until = &mut promises.paused_until[place_of(channel)];
                 *paused_until = (*paused_until).max(contact.instant + took + Duration::from_secs(seconds));
-                Attempt::NotNow { at: now.plus(Duration::from_secs(seconds)), error: String::new() }
+                let at = now.plus(Duration::from_secs(seconds));
+                Attempt::NotNow { at, attempts_before: attempts - 1, error: String::new() }
             }
             Upshot::Again(after_s) => {
                 let longest_s = longest_pause_s(channel);
