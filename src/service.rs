@@ -9,19 +9,19 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Api, Bound, Listening};
 use crate::config::{self, Config, Current};
-use crate::domain::clock::{SetBack, Timestamp};
+use crate::domain::clock::{Clock, SetBack};
 use crate::domain::failure::{OrFailure, failure};
 use crate::domain::language::{Localized, localized};
 use crate::domain::notices::Notices;
 use crate::logging::{self, log_text};
 use crate::net::client::Client;
 use crate::outbox::telegram::Sender;
-use crate::outbox::{self, Buyers, Events, tell_admin};
+use crate::outbox::{self, Buyers, Dispatcher, Events, Watch, tell_admin};
 use crate::payments::gateways::Gateways;
 use crate::payments::reconcile::Reconciler;
 use crate::server::{self, Drained, Phase, Site};
@@ -68,6 +68,7 @@ pub struct Service {
     store: Store,
     /// Shared by all that ask others for something.
     client: Client,
+    clock: Clock,
     notices: Notices,
     reconciler: Arc<Reconciler>,
     site: Arc<Site>,
@@ -90,13 +91,13 @@ impl Service {
         log::info!(target: "webhookctl::store", "{}", log_text!("log.store_ready"));
         log::info!("{}", log_text!("log.service_ready"));
         let config = Current::new(config);
-        let client = Client::new();
+        let (client, clock) = (Client::new(), Clock::system());
         let notices = Notices::default();
-        let gateways = Arc::new(Gateways::new(&config, &store, &client).telling(&notices));
+        let gateways = Arc::new(Gateways::new(&config, &store, &client, &clock).telling(&notices));
         let reconciler = Arc::new(Reconciler::new(&config, &store, &gateways));
         let site = Arc::new(Site::new(&config, &store, &gateways, &reconciler));
         let api = Arc::new(Api::new(&config, &store, &gateways));
-        Ok(Self { config, store, client, notices, reconciler, site, api, api_address })
+        Ok(Self { config, store, client, clock, notices, reconciler, site, api, api_address })
     }
 
     /// The store that the service settles in, for a program that embeds it: to create orders and read credits.
@@ -189,16 +190,19 @@ impl Background {
     fn start(service: &Service) -> Self {
         let (config, store) = (&service.config, &service.store);
         let (stop, notices) = (CancellationToken::new(), service.notices.clone());
-        let client = service.client.clone();
-        let sender = Sender::new(client.clone());
+        let (client, clock) = (service.client.clone(), service.clock.clone());
+        let sender = Sender::new(client.clone(), clock.clone());
         let buyers = Buyers::new(config.clone(), sender.clone());
-        let events = Events::new(config.clone(), store.clone(), client, notices.clone());
+        let buyers = Dispatcher::new(buyers, store.clone(), notices.clone(), clock.clone());
+        let events = Events::new(config.clone(), store.clone(), client, notices.clone(), clock.clone());
+        let events = Dispatcher::new(events, store.clone(), notices.clone(), clock.clone());
+        let watch = Watch::new(notices, config.clone(), store.clone(), sender, clock.clone());
         let mut parts = JoinSet::new();
-        parts.spawn(outbox::run(buyers, store.clone(), notices.clone(), stop.clone()));
-        parts.spawn(outbox::run(events, store.clone(), notices.clone(), stop.clone()));
+        parts.spawn(outbox::run(buyers, stop.clone()));
+        parts.spawn(outbox::run(events, stop.clone()));
         parts.spawn(Arc::clone(&service.reconciler).run(stop.clone()));
-        parts.spawn(follow_clock(store.clone(), stop.clone()));
-        parts.spawn(tell_admin(notices, config.clone(), store.clone(), sender, stop.clone()));
+        parts.spawn(follow_clock(DueTimes::new(store.clone(), &clock), clock, stop.clone()));
+        parts.spawn(tell_admin(watch, stop.clone()));
         Self { parts, stop, stopped_at: None }
     }
 
@@ -234,17 +238,34 @@ impl Background {
     }
 }
 
-/// What is due at a time is due by the wall clock. Where that is set back, the times go with it: nobody is to wait an hour longer.
-async fn follow_clock(store: Store, stop: CancellationToken) {
-    let mut clock = SetBack::watch();
-    let mut owed_ms: i64 = 0;
-    while stop.run_until_cancelled(sleep(LOOK_AT_CLOCK)).await.is_some() {
-        if let Some(back_ms) = clock.since_last() {
+async fn follow_clock(mut due_times: DueTimes, clock: Clock, stop: CancellationToken) {
+    while stop.run_until_cancelled(clock.sleep(LOOK_AT_CLOCK)).await.is_some() {
+        due_times.round().await;
+    }
+}
+
+/// What is due at a time is due by the wall clock. Where that is set back, the times go with it: no buyer is to wait an hour longer.
+pub(crate) struct DueTimes {
+    store: Store,
+    clock: Clock,
+    set_back: SetBack,
+    /// How far the times in the store are behind the clock.
+    owed_ms: i64,
+}
+
+impl DueTimes {
+    pub(crate) fn new(store: Store, clock: &Clock) -> Self {
+        Self { store, set_back: SetBack::watch(clock), clock: clock.clone(), owed_ms: 0 }
+    }
+
+    /// Looks at the clock, and moves the times if it was set back.
+    pub(crate) async fn round(&mut self) {
+        if let Some(back_ms) = self.set_back.since_last() {
             log::warn!("{}", log_text!("log.clock_set_back", seconds = back_ms / 1000));
-            owed_ms = owed_ms.saturating_add(back_ms);
+            self.owed_ms = self.owed_ms.saturating_add(back_ms);
         }
-        if owed_ms > 0 && store.clock_was_set_back(owed_ms, Timestamp::now()).await.is_ok() {
-            owed_ms = 0;
+        if self.owed_ms > 0 && self.store.clock_was_set_back(self.owed_ms, self.clock.now()).await.is_ok() {
+            self.owed_ms = 0;
         }
     }
 }

@@ -269,6 +269,31 @@ fn only_items_are_for_tests_alone() {
     }
 }
 
+/// Whatever waits or looks at the time is given its clock, so that the simulation drives it: the wall clock is read by the modules that
+/// people run by hand, by records and by names of files, and the modules that the simulation drives read no clock of the machine.
+#[test]
+fn the_time_is_that_of_the_clock_that_is_given() {
+    let reads_wall = |line: &str| line.contains("Timestamp::now");
+    let waits = |line: &str| {
+        line.contains("Instant::now") || line.match_indices("sleep").any(|(at, _)| !line[..at].ends_with('.'))
+    };
+    for line in ["sleep(TICK).await", "use tokio::time::{sleep, timeout};", "sleep_until(slot)", "x(Instant::now)"] {
+        assert!(waits(line), "{line}");
+    }
+    assert!(!waits("self.clock.sleep(TICK).await") && reads_wall("Timestamp::now)"));
+    for (file, text) in files("src", ".rs") {
+        if file.ends_with("tests.rs") || file.contains("/tests/") {
+            continue;
+        }
+        let may_read_wall = ["domain", "logging", "store", "process", "dev", "doctor", "cli"].contains(&module(&file));
+        let may_wait = !["channel", "payments", "outbox"].contains(&module(&file));
+        for line in without_tests(&text).lines().filter(|line| !line.trim_start().starts_with("//")) {
+            assert!(may_read_wall || !reads_wall(line), "{file}: {line}");
+            assert!(may_wait || !waits(line), "{file}: {line}");
+        }
+    }
+}
+
 /// Each text is told in a language that is given as a value: `text!` sees to it.
 #[test]
 fn only_the_language_names_the_catalogues() {

@@ -8,7 +8,6 @@ use super::problem::Problem;
 use super::request::Asked;
 use super::{Api, json};
 use crate::config::CREDITS_MAX;
-use crate::domain::clock::Timestamp;
 use crate::domain::language::localized;
 use crate::net::response::Response;
 use crate::store::{AccountError, Booked, Grant, Spend};
@@ -44,7 +43,7 @@ impl Api {
         let change = Change::parse(&asked.body, 1)?;
         let idempotency = asked.idempotency(&change);
         let (credits, reason) = (change.credits, change.reason);
-        let spend = Spend { telegram_id, credits, reason, at: Timestamp::now(), idempotency };
+        let spend = Spend { telegram_id, credits, reason, at: self.clock.now(), idempotency };
         changed(telegram_id, -credits, self.store.spend(spend).await)
     }
 
@@ -53,7 +52,7 @@ impl Api {
         let change = Change::parse(&asked.body, -CREDITS_MAX)?;
         let idempotency = asked.idempotency(&change);
         let (credits, reason) = (change.credits, required("reason", change.reason)?);
-        let grant = Grant { telegram_id, credits, reason, at: Timestamp::now() };
+        let grant = Grant { telegram_id, credits, reason, at: self.clock.now() };
         changed(telegram_id, credits, self.store.grant_once(grant, idempotency).await)
     }
 }

@@ -27,6 +27,7 @@ use subtle::ConstantTimeEq;
 use tokio::time::timeout;
 
 use crate::config::Current;
+use crate::domain::clock::Clock;
 use crate::domain::language::localized;
 use crate::net::response::{JSON, Response, respond_uncached};
 use crate::payments::checkout::Cashier;
@@ -48,6 +49,7 @@ pub(crate) struct Api {
     config: Current,
     store: Store,
     cashier: Cashier,
+    clock: Clock,
 }
 
 /// What can be asked for.
@@ -78,7 +80,7 @@ const ROUTES: &[(Method, &str, Route)] = &[
 impl Api {
     pub(crate) fn new(config: &Current, store: &Store, gateways: &Arc<Gateways>) -> Self {
         let cashier = Cashier::new(config, store, gateways);
-        Self { config: config.clone(), store: store.clone(), cashier }
+        Self { config: config.clone(), store: store.clone(), cashier, clock: gateways.clock().clone() }
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response {

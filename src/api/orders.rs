@@ -93,7 +93,7 @@ impl Api {
         let checkout = self.cashier.create(wanted.wish(idempotency)?).await?;
         let status = if checkout.repeated { StatusCode::OK } else { StatusCode::CREATED };
         let remark = checkout.remark.map(|remark| remark.text(self.config.load().language));
-        let mut response = json(status, &shown(&checkout.order, Some(Remark(remark.as_deref()))));
+        let mut response = json(status, &shown(&checkout.order, self.clock.now(), Some(Remark(remark.as_deref()))));
         let location = format!("/v1/orders/{}", checkout.order.terms.order_no);
         let location = HeaderValue::try_from(location).expect("order numbers are letters and digits");
         response.headers_mut().insert(LOCATION, location);
@@ -101,13 +101,13 @@ impl Api {
     }
 
     pub(super) async fn show_order(&self, order_no: &str) -> Result<Response, Problem> {
-        Ok(json(StatusCode::OK, &shown(&self.order(order_no).await?, None)))
+        Ok(json(StatusCode::OK, &shown(&self.order(order_no).await?, self.clock.now(), None)))
     }
 
     pub(super) async fn qr_code(&self, order_no: &str) -> Result<Response, Problem> {
         let order = self.order(order_no).await?;
         let no_code = |detail| Problem::new(StatusCode::NOT_FOUND, "no_qr_code", detail);
-        let page = order.open_pay_page(Timestamp::now()).ok_or_else(|| no_code(localized!("api.no_pay_link")))?;
+        let page = order.open_pay_page(self.clock.now()).ok_or_else(|| no_code(localized!("api.no_pay_link")))?;
         let png = qr::png(&page.url).ok_or_else(|| no_code(localized!("api.no_qr_code")))?;
         Ok(respond_uncached(StatusCode::OK, "image/png", png))
     }
@@ -132,8 +132,7 @@ impl Api {
     }
 }
 
-fn shown<'a>(order: &'a Order, remark: Option<Remark<'a>>) -> ShownOrder<'a> {
-    let now = Timestamp::now();
+fn shown<'a>(order: &'a Order, now: Timestamp, remark: Option<Remark<'a>>) -> ShownOrder<'a> {
     // All of them by name: a field that is added to an order's public shape has to be added here.
     let OrderView {
         amount,

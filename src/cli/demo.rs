@@ -15,6 +15,7 @@ use super::{output, parse_language, users};
 use crate::channel::epay::SignedCallback;
 use crate::config::{Config, Current};
 use crate::dev::simulator::{Merchant, Settings, Simulator};
+use crate::domain::clock::Clock;
 use crate::domain::language::{Language, text};
 use crate::domain::order::{Order, User};
 use crate::domain::secret::Secret;
@@ -64,7 +65,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let running = tokio::spawn(service.run(listener, stop.clone().cancelled_owned()));
 
     let current = Current::new(config);
-    let gateways = Arc::new(Gateways::new(&current, &store, &Client::new()));
+    let gateways = Arc::new(Gateways::new(&current, &store, &Client::new(), &Clock::system()));
     let cashier = Cashier::new(&current, &store, &gateways);
     let mut demo = Demo { address, gateway, client: Client::new(), cashier, store, passed: true };
     demo.tell(true, &text!(language, "demo.gateway", address = gateway, pid = PID))?;

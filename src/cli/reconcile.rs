@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::output;
 use crate::config::{Config, Current};
-use crate::domain::clock::Timestamp;
+use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::failure::LocalizedError;
 use crate::domain::language::{Language, localized, text};
 use crate::domain::outcome::Outcome;
@@ -40,7 +40,7 @@ pub(super) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result
 async fn sweep(arguments: &Arguments, config: &Config, store: &Store) -> anyhow::Result<Exit> {
     let count = store.count_unpaid_orders(arguments.since).await?;
     let current = Current::new(config.clone());
-    let gateways = Arc::new(Gateways::new(&current, store, &Client::new()));
+    let gateways = Arc::new(Gateways::new(&current, store, &Client::new(), &Clock::system()));
     let reconciler = Arc::new(Reconciler::new(&current, store, &gateways));
     let progress = output::progress_bar(count.into(), arguments.json);
     let mut report = Report::default();

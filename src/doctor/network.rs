@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use super::{Check, State, Subject};
 use crate::channel::epay::client::{Gateway, GatewayError};
 use crate::config::{DatabaseUrl, Merchant, Telegram};
-use crate::domain::clock::Timestamp;
+use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::language::{LocalizedText, localized};
 use crate::domain::order::OrderNo;
 use crate::net::client::{Client, OutgoingError, Reply, excerpt};
@@ -34,7 +34,7 @@ pub(super) async fn gateway(client: Client, merchant: Merchant) -> (Check, Optio
     let Some(url) = &merchant.gateway_url else {
         return (check(State::Skipped, localized!("doctor.no_gateway_url")), None);
     };
-    let Some(gateway) = Gateway::new(client.clone(), url, pid, &merchant.credentials) else {
+    let Some(gateway) = Gateway::new(client.clone(), Clock::system(), url, pid, &merchant.credentials) else {
         return (check(State::Skipped, localized!("doctor.no_private_key")), None);
     };
     let order_no = OrderNo::generate(Timestamp::now());
@@ -97,7 +97,7 @@ pub(super) fn clock(offsets: impl Iterator<Item = i64>) -> Check {
 /// Asks Telegram which bot the token is of.
 pub(super) async fn telegram(client: Client, telegram: Telegram) -> Check {
     let check = |state, text: LocalizedText| Check::new(Subject::Telegram, state, text);
-    let Some(bot) = Sender::new(client).bot(&telegram) else {
+    let Some(bot) = Sender::new(client, Clock::system()).bot(&telegram) else {
         return check(State::Skipped, localized!("doctor.telegram_none"));
     };
     let wanted = &telegram.bot_username;

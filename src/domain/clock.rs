@@ -1,12 +1,14 @@
-//! Points in time, and the only place that reads the wall clock.
+//! Points in time, and the clock that is given to whatever reads the time or waits.
 
 use std::cell::RefCell;
 use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::tz::{Offset, TimeZone};
 use jiff::{SignedDuration, Span, SpanRelativeTo, civil};
 use serde::{Serialize, Serializer};
+use tokio::time::Instant;
 
 const LOG_TIME: &str = "%Y-%m-%d %H:%M:%S,%3f";
 
@@ -39,6 +41,12 @@ impl Timestamp {
     #[must_use]
     pub fn plus_seconds(self, seconds: u32) -> Self {
         Self::from_ms(self.0.saturating_add(i64::from(seconds) * 1000))
+    }
+
+    /// The time so much later.
+    #[must_use]
+    pub(crate) fn plus(self, time: Duration) -> Self {
+        Self::from_ms(self.0.saturating_add(i64::try_from(time.as_millis()).unwrap_or(i64::MAX)))
     }
 
     /// The time that a person names: how long before `now`, such as `10m` or `1h 30m`, local time, such as `2026-01-02 03:04`, or
@@ -108,25 +116,120 @@ impl Serialize for Timestamp {
     }
 }
 
+/// Reads the time and waits: by the machine's clock, or by one that a test moves by hand. A clone is the same clock.
+#[derive(Clone, Debug)]
+pub(crate) struct Clock {
+    /// None: the machine's clock.
+    hands: Option<Arc<Mutex<Hands>>>,
+}
+
+/// What a clock shows that is moved by hand.
+#[derive(Debug)]
+struct Hands {
+    wall: Timestamp,
+    /// The origin of its instants. Only differences between instants mean anything.
+    origin: Instant,
+    passed: Duration,
+}
+
+impl Hands {
+    fn pass(&mut self, time: Duration) {
+        self.passed += time;
+        self.wall = self.wall.plus(time);
+    }
+}
+
+impl Clock {
+    /// The machine's clock.
+    pub(crate) fn system() -> Self {
+        Self { hands: None }
+    }
+
+    /// A clock that stands still until it is moved. Whoever sleeps by it moves it on by as much.
+    #[cfg(test)]
+    pub(crate) fn by_hand(wall: Timestamp) -> Self {
+        let hands = Hands { wall, origin: Instant::now(), passed: Duration::ZERO };
+        Self { hands: Some(Arc::new(Mutex::new(hands))) }
+    }
+
+    /// Lets time pass.
+    #[cfg(test)]
+    pub(crate) fn pass(&self, time: Duration) {
+        self.hands().expect("a clock that is moved by hand").pass(time);
+    }
+
+    /// Sets the wall clock. No time passes.
+    #[cfg(test)]
+    pub(crate) fn set(&self, wall: Timestamp) {
+        self.hands().expect("a clock that is moved by hand").wall = wall;
+    }
+
+    fn hands(&self) -> Option<MutexGuard<'_, Hands>> {
+        self.hands.as_ref().map(|hands| hands.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The wall clock's time, which may be set forward and back.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.hands().map_or_else(Timestamp::now, |hands| hands.wall)
+    }
+
+    /// The time of a clock that is never set, for deadlines and pauses within this process.
+    pub(crate) fn instant(&self) -> Instant {
+        self.hands().map_or_else(Instant::now, |hands| hands.origin + hands.passed)
+    }
+
+    /// The time since the machine was started, the time asleep included.
+    fn running(&self) -> Duration {
+        self.hands().map_or_else(running, |hands| hands.passed)
+    }
+
+    /// Waits for so long.
+    pub(crate) async fn sleep(&self, time: Duration) {
+        if let Some(mut hands) = self.hands() {
+            hands.pass(time);
+            return;
+        }
+        tokio::time::sleep(time).await;
+    }
+
+    /// Waits until then.
+    pub(crate) async fn sleep_until(&self, deadline: Instant) {
+        self.sleep(deadline.saturating_duration_since(self.instant())).await;
+    }
+}
+
 /// Notices where the wall clock is set back, which moves all that is due at a time away.
 #[derive(Debug)]
 pub(crate) struct SetBack {
+    clock: Clock,
+    seen: Seen,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Seen {
     wall: Timestamp,
     /// By a clock that nobody sets, and that goes on while the machine sleeps.
     running: Duration,
 }
 
 impl SetBack {
-    /// What is less does not matter yet.
-    const LEAST_MS: i64 = 1000;
-
-    pub(crate) fn watch() -> Self {
-        Self { wall: Timestamp::now(), running: running() }
+    pub(crate) fn watch(clock: &Clock) -> Self {
+        Self { clock: clock.clone(), seen: Seen::by(clock) }
     }
 
     /// How many milliseconds the clock was set back by since this was last asked, or since the beginning.
     pub(crate) fn since_last(&mut self) -> Option<i64> {
-        self.step_to(Self::watch())
+        let now = Seen::by(&self.clock);
+        self.seen.step_to(now)
+    }
+}
+
+impl Seen {
+    /// What is less does not matter yet.
+    const LEAST_MS: i64 = 1000;
+
+    fn by(clock: &Clock) -> Self {
+        Self { wall: clock.now(), running: clock.running() }
     }
 
     fn step_to(&mut self, now: Self) -> Option<i64> {
@@ -204,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_set_back_is_noticed_and_one_that_goes_on_is_not() {
-        let at = |wall_ms: i64, running_s: u64| SetBack {
+        let at = |wall_ms: i64, running_s: u64| Seen {
             wall: Timestamp::from_ms(1_700_000_000_000 + wall_ms),
             running: Duration::from_secs(running_s),
         };
@@ -225,7 +328,23 @@ mod tests {
         ] {
             assert_eq!(clock.step_to(at(wall_ms, running_s)), back, "{running_s}");
         }
-        assert_eq!(SetBack::watch().since_last(), None);
+        assert_eq!(SetBack::watch(&Clock::system()).since_last(), None);
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_is_moved_by_hand_passes_and_is_set() {
+        let clock = Clock::by_hand(Timestamp::from_ms(1_700_000_000_000));
+        let (began, mut set_back) = (clock.instant(), SetBack::watch(&clock));
+        clock.sleep(Duration::from_hours(1)).await;
+        clock.clone().pass(Duration::from_secs(5));
+        assert_eq!(clock.now(), Timestamp::from_ms(1_700_003_605_000));
+        assert_eq!(clock.instant() - began, Duration::from_secs(3605));
+        assert_eq!(set_back.since_last(), None);
+        clock.set(Timestamp::from_ms(1_700_000_000_000));
+        assert_eq!(clock.instant() - began, Duration::from_secs(3605));
+        assert_eq!(set_back.since_last(), Some(3_605_000));
+        clock.sleep_until(began + Duration::from_secs(3606)).await;
+        assert_eq!(clock.now(), Timestamp::from_ms(1_700_000_001_000));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub(crate) mod clock;
 pub(crate) mod decisions;
 pub(crate) mod failure;
+pub(crate) mod jitter;
 pub(crate) mod language;
 pub(crate) mod ledger;
 pub(crate) mod log_text;

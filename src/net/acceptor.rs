@@ -12,6 +12,7 @@ use tokio::time::sleep;
 use tokio_util::either::Either;
 
 use super::rate_limit::{Rate, RateLimiter};
+use crate::domain::clock::Clock;
 use crate::domain::log_text::log_text;
 
 /// How long accepting pauses when the system has no descriptors or memory for another connection.
@@ -133,7 +134,7 @@ pub(crate) struct Acceptor<L: Listener> {
 
 impl<L: Listener> Acceptor<L> {
     pub(crate) fn new(listener: L, slots: Slots) -> Self {
-        Self { listener, slots, waiting: None, failures: RateLimiter::new(FAILURES_LOGGED) }
+        Self { listener, slots, waiting: None, failures: RateLimiter::new(FAILURES_LOGGED, &Clock::system()) }
     }
 
     /// The next connection, with its slot. While there is no free slot, `when_full` is run again and again, so that it can make room;

@@ -3,6 +3,8 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use crate::domain::jitter::Jitter;
+
 /// How much longer or shorter a pause may become, in percent of it.
 const JITTER_PERCENT: RangeInclusive<u32> = 80..=120;
 
@@ -17,8 +19,8 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     /// The pause after so many attempts, a little longer or shorter at random.
-    pub(crate) fn after(self, attempts: u32) -> Duration {
-        jittered(self.exactly_after(attempts), JITTER_PERCENT)
+    pub(crate) fn after(self, attempts: u32, jitter: &Jitter) -> Duration {
+        jittered(self.exactly_after(attempts), JITTER_PERCENT, jitter)
     }
 
     /// The pause after so many attempts.
@@ -29,11 +31,8 @@ impl Backoff {
 }
 
 /// A random time within these percentages of `time`: attempts that failed together shall not come back together.
-pub(crate) fn jittered(time: Duration, percent: RangeInclusive<u32>) -> Duration {
-    let mut random = [0; 4];
-    // Without random numbers it works as well, only not as smoothly.
-    let _ = getrandom::fill(&mut random);
-    between(time, percent, u32::from_le_bytes(random))
+pub(crate) fn jittered(time: Duration, percent: RangeInclusive<u32>, jitter: &Jitter) -> Duration {
+    between(time, percent, jitter.number())
 }
 
 fn between(time: Duration, percent: RangeInclusive<u32>, random: u32) -> Duration {
@@ -61,7 +60,7 @@ mod tests {
             let with_jitter = |random| between(backoff.exactly_after(attempts), JITTER_PERCENT, random);
             assert_eq!(with_jitter(0), Duration::from_secs_f64(shortest_s), "{attempts}");
             assert_eq!(with_jitter(u32::MAX), Duration::from_secs_f64(longest_s), "{attempts}");
-            let pause = backoff.after(attempts).as_secs_f64();
+            let pause = backoff.after(attempts, &Jitter::default()).as_secs_f64();
             assert!((shortest_s..=longest_s).contains(&pause), "{attempts}: {pause}");
         }
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{DATE, HeaderMap, HeaderName, LOCATION, RETRY_AFTER};
+use reqwest::header::{DATE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Url};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
@@ -54,6 +54,14 @@ pub(crate) struct Client {
     /// For all others, by way of the proxy that the environment names, if it names one.
     outward: reqwest::Client,
     has_roots: bool,
+    /// None: others are asked over the network.
+    peers: Option<Arc<dyn Peers>>,
+}
+
+/// Those who are asked, where they are in this process: the seam of the simulation.
+pub(crate) trait Peers: Send + Sync {
+    /// What comes of a request, all attempts together.
+    fn answer(&self, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply, OutgoingError>;
 }
 
 /// What came back, whatever its status.
@@ -186,12 +194,19 @@ impl Client {
             direct: build(reqwest::Client::builder().no_proxy()),
             outward: build(reqwest::Client::builder()),
             has_roots,
+            peers: None,
         }
+    }
+
+    /// A client whose requests are answered by these, and never leave the process.
+    #[cfg(test)]
+    pub(crate) fn answered_by(&self, peers: Arc<dyn Peers>) -> Self {
+        Self { peers: Some(peers), ..self.clone() }
     }
 
     /// Asks for `url`; a second time if the connection fails, within `timeout`.
     pub(crate) async fn get(&self, url: &str, timeout: Duration) -> Result<Reply, OutgoingError> {
-        send(self.request(Method::GET, url)?, Attempts::Two, timeout).await
+        self.send(self.request(Method::GET, url)?, Attempts::Two, timeout).await
     }
 
     /// Posts a form, once.
@@ -201,7 +216,7 @@ impl Client {
         pairs: &[(&str, &str)],
         timeout: Duration,
     ) -> Result<Reply, OutgoingError> {
-        send(self.request(Method::POST, url)?.form(pairs), Attempts::One, timeout).await
+        self.send(self.request(Method::POST, url)?.form(pairs), Attempts::One, timeout).await
     }
 
     /// Posts a form that does no more when it arrives twice; a second time if the connection fails, within `timeout`.
@@ -211,7 +226,7 @@ impl Client {
         pairs: &[(&str, &str)],
         timeout: Duration,
     ) -> Result<Reply, OutgoingError> {
-        send(self.request(Method::POST, url)?.form(pairs), Attempts::Two, timeout).await
+        self.send(self.request(Method::POST, url)?.form(pairs), Attempts::Two, timeout).await
     }
 
     /// Posts `value` as JSON, once.
@@ -221,7 +236,7 @@ impl Client {
         value: &impl Serialize,
         timeout: Duration,
     ) -> Result<Reply, OutgoingError> {
-        send(self.request(Method::POST, url)?.json(value), Attempts::One, timeout).await
+        self.send(self.request(Method::POST, url)?.json(value), Attempts::One, timeout).await
     }
 
     /// Posts `body` as it is with these headers, which say what it is, once.
@@ -236,7 +251,19 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, value);
         }
-        send(request.body(body), Attempts::One, timeout).await
+        self.send(request.body(body), Attempts::One, timeout).await
+    }
+
+    async fn send(
+        &self,
+        request: RequestBuilder,
+        attempts: Attempts,
+        timeout: Duration,
+    ) -> Result<Reply, OutgoingError> {
+        match &self.peers {
+            None => send(request, attempts, timeout).await,
+            Some(peers) => ask(peers.as_ref(), &request.build()?),
+        }
     }
 
     fn request(&self, method: Method, url: &str) -> Result<RequestBuilder, OutgoingError> {
@@ -261,6 +288,16 @@ fn is_on_this_machine(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+fn ask(peers: &dyn Peers, request: &reqwest::Request) -> Result<Reply, OutgoingError> {
+    let text = |(name, value)| {
+        let (name, value): (&HeaderName, &HeaderValue) = (name, value);
+        Some((name.as_str(), value.to_str().ok()?))
+    };
+    let body = request.body().and_then(reqwest::Body::as_bytes).unwrap_or_default();
+    let headers: Vec<_> = request.headers().iter().filter_map(text).collect();
+    peers.answer(request.url().as_str(), &headers, body)
 }
 
 /// Sends a request within `timeout`, all attempts together.

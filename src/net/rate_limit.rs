@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::domain::clock::Clock;
 use crate::sync::lock;
 
 /// So many tokens at once, and then one every `interval`.
@@ -73,23 +74,28 @@ impl TokenBucket {
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
     rate: Rate,
+    clock: Clock,
     started: Instant,
     bucket: Mutex<TokenBucket>,
 }
 
 impl RateLimiter {
-    pub(crate) fn new(rate: Rate) -> Self {
-        Self { rate, started: Instant::now(), bucket: Mutex::default() }
+    pub(crate) fn new(rate: Rate, clock: &Clock) -> Self {
+        Self { rate, clock: clock.clone(), started: clock.instant(), bucket: Mutex::default() }
     }
 
     /// Takes a token, if there is one.
     pub(crate) fn take(&self) -> bool {
-        lock(&self.bucket).take(self.rate, self.started.elapsed())
+        lock(&self.bucket).take(self.rate, self.running())
+    }
+
+    fn running(&self) -> Duration {
+        self.clock.instant().duration_since(self.started)
     }
 
     /// Takes a token that is there now or will be; when.
     pub(crate) fn reserve(&self) -> Instant {
-        self.started + lock(&self.bucket).reserve(self.rate, self.started.elapsed())
+        self.started + lock(&self.bucket).reserve(self.rate, self.running())
     }
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{Courier, REQUEST_TIMEOUT, Verdict};
 use crate::config::Current;
-use crate::domain::clock::Timestamp;
+use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::language::{Language, Localized, text};
 use crate::domain::notices::{NoticeKind, Notices};
 use crate::domain::order::{Order, OrderStatus, OrderView};
@@ -30,6 +30,7 @@ pub(crate) struct Events {
     store: Store,
     client: Client,
     notices: Notices,
+    clock: Clock,
 }
 
 /// Where events go, and what they are signed with.
@@ -39,8 +40,8 @@ pub(crate) struct Route {
 }
 
 impl Events {
-    pub(crate) fn new(config: Current, store: Store, client: Client, notices: Notices) -> Self {
-        Self { config, store, client, notices }
+    pub(crate) fn new(config: Current, store: Store, client: Client, notices: Notices, clock: Clock) -> Self {
+        Self { config, store, client, notices, clock }
     }
 
     /// Nothing more is sent to this URL.
@@ -85,7 +86,7 @@ impl Courier for Events {
 
     async fn deliver(&self, route: &Route, delivery: &Delivery) -> Verdict {
         let event = Event::of(delivery);
-        let headers = event.signed_headers(&route.key, Timestamp::now());
+        let headers = event.signed_headers(&route.key, self.clock.now());
         let reply = match self.client.post_bytes(&route.url, &headers, event.body, REQUEST_TIMEOUT).await {
             Ok(reply) => reply,
             Err(error) => return Verdict::Again { error: error.text(self.language()), after: None },

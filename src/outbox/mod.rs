@@ -1,22 +1,23 @@
 //! What has to be told of orders goes to whom it is for, until it arrives or its time is over.
 //!
-//! A [`Courier`] knows one kind of addressee: [`Buyers`] hear by Telegram, the bot by signed [`Events`]. [`run`] is the loop that takes
-//! what is due from the store and hands it to a courier; every attempt is noted before the next. [`Notices`] are what
-//! the operator hears of trouble.
+//! A [`Courier`] knows one kind of addressee: [`Buyers`] hear by Telegram, the bot by signed [`Events`]. A [`Dispatcher`] takes what is
+//! due from the store and hands it to a courier; every attempt is noted before the next. [`run`] is the loop around its rounds.
+//! [`Notices`] are what the operator hears of trouble.
 
 mod buyers;
 mod events;
 mod notices;
 pub(crate) mod telegram;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::clock::Timestamp;
+use crate::domain::clock::{Clock, Timestamp};
+use crate::domain::jitter::Jitter;
 use crate::domain::language::{Language, text};
 use crate::domain::notices::{NoticeKind, Notices};
 use crate::logging::{self, log_text};
@@ -24,10 +25,10 @@ use crate::net::backoff::Backoff;
 use crate::store::{Attempt, Channel, Delivery, Store, StoreError};
 pub(crate) use buyers::Buyers;
 pub(crate) use events::{DISABLED as EVENTS_DISABLED, Events};
-pub(crate) use notices::tell_admin;
+pub(crate) use notices::{Watch, tell_admin};
 
 /// How many deliveries of one channel are under way at the same time.
-const CONCURRENCY: usize = 8;
+pub(crate) const CONCURRENCY: usize = 8;
 /// How long a row that is claimed belongs to this process: longer than an attempt takes, waiting for its turn included.
 const LEASE: Duration = Duration::from_secs(30);
 /// How long one request may take.
@@ -77,108 +78,119 @@ pub(crate) enum Verdict {
 }
 
 /// Delivers what is due until `stop`. Then nothing more is taken up, and what is being sent is finished.
-pub(crate) async fn run<C: Courier>(courier: C, store: Store, notices: Notices, stop: CancellationToken) {
-    let mut growth = store.outbox_growth();
-    let desk = Arc::new(Desk { courier, store, notices });
+pub(crate) async fn run<C: Courier>(dispatcher: Dispatcher<C>, stop: CancellationToken) {
+    let mut growth = dispatcher.store.outbox_growth();
+    let dispatcher = Arc::new(dispatcher);
     let mut under_way = JoinSet::new();
-    let mut paused_until = Instant::now();
     while !stop.is_cancelled() {
         // Before the look into the outbox: what comes after it is news.
         growth.mark_unchanged();
-        let room = CONCURRENCY - under_way.len();
-        let pause = paused_until.saturating_duration_since(Instant::now());
-        let may_take_up = room > 0 && pause.is_zero();
-        let patience = match room {
-            // Whatever ends makes room, and wakes us.
-            0 => LOOK_EVERY,
-            _ if may_take_up => desk.take_up(room, &mut under_way).await,
-            _ => pause,
-        };
+        let round = dispatcher.round(CONCURRENCY - under_way.len()).await;
+        for taken in round.taken {
+            let dispatcher = Arc::clone(&dispatcher);
+            under_way.spawn(async move { dispatcher.deliver(taken).await });
+        }
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
-            Some(ended) = under_way.join_next() => {
-                if let Some(pause) = outcome_of(ended) {
-                    pause.begin(C::CHANNEL, &mut paused_until);
-                }
-            }
-            _ = growth.changed(), if may_take_up => {}
-            () = sleep(patience) => {}
+            Some(ended) = under_way.join_next() => resume_panic(ended),
+            _ = growth.changed(), if round.waits_for_growth => {}
+            () = dispatcher.clock.sleep(round.next_after) => {}
         }
     }
     while let Some(ended) = under_way.join_next().await {
-        outcome_of(ended);
+        resume_panic(ended);
     }
 }
 
 /// A delivery that panics is a fault of ours, and the loop ends with it.
-fn outcome_of(ended: Result<Option<Pause>, JoinError>) -> Option<Pause> {
-    match ended {
-        Ok(pause) => pause,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(_) => None,
+fn resume_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        std::panic::resume_unwind(error.into_panic());
     }
 }
 
-/// The channel is to be left alone.
-struct Pause {
-    until: Instant,
-    level: log::Level,
-    error: String,
+/// What a look into the outbox took up, and when the next look is due.
+pub(crate) struct Round<R> {
+    pub(crate) taken: Vec<Taken<R>>,
+    /// Nothing can be due earlier, but for a delivery that ends and for what comes into the outbox.
+    pub(crate) next_after: Duration,
+    /// Whether the next look is due earlier when something comes into the outbox.
+    pub(crate) waits_for_growth: bool,
 }
 
-impl Pause {
-    /// Told once: what was under way beside it meets the same.
-    fn begin(self, channel: Channel, paused_until: &mut Instant) {
-        if *paused_until <= Instant::now() {
-            let seconds = self.until.saturating_duration_since(Instant::now()).as_secs() + 1;
-            let text = log_text!("outbox.paused", channel = channel, seconds = seconds, cause = self.error);
-            log::log!(self.level, "{text}");
-        }
-        *paused_until = (*paused_until).max(self.until);
-    }
+/// A row that is claimed, and how to deliver it. One that is dropped is due again when its lease ends.
+pub(crate) struct Taken<R> {
+    route: Arc<R>,
+    pub(crate) delivery: Delivery,
 }
 
-struct Desk<C> {
+/// Hands what is due on one channel to its courier.
+pub(crate) struct Dispatcher<C> {
     courier: C,
     store: Store,
     notices: Notices,
+    clock: Clock,
+    jitter: Jitter,
+    /// The channel is left alone until then.
+    paused_until: Mutex<Instant>,
 }
 
-impl<C: Courier> Desk<C> {
-    /// Begins to deliver at most `room` of what is due; how long nothing else can be due.
-    async fn take_up(self: &Arc<Self>, room: usize, under_way: &mut JoinSet<Option<Pause>>) -> Duration {
-        let taken = self.try_take_up(room, under_way).await;
-        taken.unwrap_or_else(|error| {
+impl<C: Courier> Dispatcher<C> {
+    pub(crate) fn new(courier: C, store: Store, notices: Notices, clock: Clock) -> Self {
+        let paused_until = Mutex::new(clock.instant());
+        Self { courier, store, notices, clock, jitter: Jitter::default(), paused_until }
+    }
+
+    /// Has its pauses depend on this source.
+    #[cfg(test)]
+    pub(crate) fn jittered_by(self, jitter: Jitter) -> Self {
+        Self { jitter, ..self }
+    }
+
+    /// Claims at most `room` of what is due.
+    pub(crate) async fn round(&self, room: usize) -> Round<C::Route> {
+        let idle = |next_after, waits_for_growth| Round { taken: Vec::new(), next_after, waits_for_growth };
+        let pause = self.paused_until().saturating_duration_since(self.clock.instant());
+        if room == 0 {
+            // Whatever ends makes room, and wakes the loop.
+            return idle(LOOK_EVERY, false);
+        }
+        if !pause.is_zero() {
+            return idle(pause, false);
+        }
+        self.take_up(room).await.unwrap_or_else(|error| {
             log::warn!("{}", log_text!("outbox.store_failed", channel = C::CHANNEL, cause = error));
-            LOOK_EVERY
+            idle(LOOK_EVERY, true)
         })
     }
 
-    async fn try_take_up(
-        self: &Arc<Self>,
-        room: usize,
-        under_way: &mut JoinSet<Option<Pause>>,
-    ) -> Result<Duration, StoreError> {
-        let Some(route) = self.courier.route().await? else { return Ok(LOOK_EVERY) };
+    async fn take_up(&self, room: usize) -> Result<Round<C::Route>, StoreError> {
+        let mut round = Round { taken: Vec::new(), next_after: LOOK_EVERY, waits_for_growth: true };
+        let Some(route) = self.courier.route().await? else { return Ok(round) };
         let route = Arc::new(route);
-        let now = Timestamp::now();
+        let now = self.clock.now();
         // Without a look first, an idle service would write all the time.
         let next_due = self.store.next_due(C::CHANNEL).await?;
-        if next_due.is_none_or(|due_at| due_at > now) {
-            return Ok(next_due.map_or(LOOK_EVERY, |due_at| until(due_at).min(LOOK_EVERY)));
+        if let Some(due_at) = next_due.filter(|due_at| *due_at > now) {
+            round.next_after = until(due_at, now).min(LOOK_EVERY);
         }
-        self.give_up_old(now).await?;
-        let room = u32::try_from(room).unwrap_or(u32::MAX);
-        for delivery in self.store.claim_due(C::CHANNEL, now, LEASE, room).await? {
-            under_way.spawn(Arc::clone(self).deliver(Arc::clone(&route), delivery));
+        if next_due.is_some_and(|due_at| due_at <= now) {
+            self.give_up_old(now).await?;
+            let room = u32::try_from(room).unwrap_or(u32::MAX);
+            let claimed = self.store.claim_due(C::CHANNEL, now, LEASE, room).await?;
+            round.taken = claimed.into_iter().map(|delivery| Taken { route: Arc::clone(&route), delivery }).collect();
+            // There may be more, for which the next round looks.
+            round.next_after = Duration::ZERO;
         }
-        // There may be more, for which the next round looks.
-        Ok(Duration::ZERO)
+        Ok(round)
     }
 
     async fn give_up_old(&self, now: Timestamp) -> Result<(), StoreError> {
-        let oldest = Timestamp::from_ms(now.ms().saturating_sub(ms(C::KEEPS_TRYING)));
+        let tried_for_ms = i64::try_from(C::KEEPS_TRYING.as_millis()).unwrap_or(i64::MAX);
+        let oldest = Timestamp::from_ms(now.ms().saturating_sub(tried_for_ms));
         let language = self.courier.language();
         let count = self.store.give_up_older(C::CHANNEL, oldest, Self::too_old(language), now).await?;
         if count > 0 {
@@ -196,22 +208,39 @@ impl<C: Courier> Desk<C> {
         text!(language, "outbox.too_old", hours = C::KEEPS_TRYING.as_secs() / 3600).into_owned()
     }
 
-    async fn deliver(self: Arc<Self>, route: Arc<C::Route>, delivery: Delivery) -> Option<Pause> {
+    /// Tries once to deliver a row, and notes what became of it.
+    pub(crate) async fn deliver(&self, taken: Taken<C::Route>) {
+        let Taken { route, delivery } = taken;
         let verdict = self.courier.deliver(&route, &delivery).await;
-        let now = Timestamp::now();
-        let mut pause = None;
+        let now = self.clock.now();
         let attempt = match verdict {
             Verdict::Sent => Attempt::Sent,
             Verdict::Final { error } => Attempt::Failed { error },
-            Verdict::Again { error, after } => again_or_never::<C>(&delivery, error, after, now),
+            Verdict::Again { error, after } => again_or_never::<C>(&delivery, error, after, now, &self.jitter),
             Verdict::Pause { time, level, error } => {
-                pause = Some(Pause { until: Instant::now() + time, level, error: error.clone() });
-                Attempt::NotNow { at: later(now, time), error }
+                self.pause(time, level, &error);
+                // Without the attempt that it was claimed for.
+                let attempts_before = delivery.attempts.saturating_sub(1);
+                Attempt::NotNow { at: now.plus(time), attempts_before, error }
             }
         };
         self.tell(&delivery, &attempt);
         self.note(delivery.id, attempt, now).await;
-        pause
+    }
+
+    /// Leaves the channel alone. Told once: what is under way at the same time meets the same.
+    fn pause(&self, time: Duration, level: log::Level, error: &str) {
+        let mut paused_until = self.paused_until();
+        let now = self.clock.instant();
+        if *paused_until <= now {
+            let seconds = time.as_secs() + 1;
+            log::log!(level, "{}", log_text!("outbox.paused", channel = C::CHANNEL, seconds = seconds, cause = error));
+        }
+        *paused_until = (*paused_until).max(now + time);
+    }
+
+    fn paused_until(&self) -> MutexGuard<'_, Instant> {
+        self.paused_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tell(&self, delivery: &Delivery, attempt: &Attempt) {
@@ -237,43 +266,42 @@ impl<C: Courier> Desk<C> {
 
     /// Notes an attempt. What is not noted is delivered again when its lease ends, so this is worth some patience.
     async fn note(&self, id: i64, attempt: Attempt, now: Timestamp) {
-        let deadline = Instant::now() + NOTE_PATIENCE;
+        let deadline = self.clock.instant() + NOTE_PATIENCE;
         let mut is_first = true;
         while let Err(error) = self.store.attempted(id, attempt.clone(), now).await {
             if is_first {
                 log::warn!("{}", log_text!("outbox.store_failed", channel = C::CHANNEL, cause = error));
             }
-            if matches!(error, StoreError::Closed) || Instant::now() + STORE_PAUSE > deadline {
+            if matches!(error, StoreError::Closed) || self.clock.instant() + STORE_PAUSE > deadline {
                 return;
             }
             is_first = false;
-            sleep(STORE_PAUSE).await;
+            self.clock.sleep(STORE_PAUSE).await;
         }
     }
 }
 
 /// When it is tried again; never, where that would be too late.
-fn again_or_never<C: Courier>(delivery: &Delivery, error: String, after: Option<Duration>, now: Timestamp) -> Attempt {
-    let pause = C::BACKOFF.after(delivery.attempts);
+fn again_or_never<C: Courier>(
+    delivery: &Delivery,
+    error: String,
+    after: Option<Duration>,
+    now: Timestamp,
+    jitter: &Jitter,
+) -> Attempt {
+    let pause = C::BACKOFF.after(delivery.attempts, jitter);
     let pause = after.map_or(pause, |after| pause.max(after.min(C::BACKOFF.longest)));
-    let at = later(now, pause);
-    if at > later(delivery.tried_since, C::KEEPS_TRYING) {
+    let at = now.plus(pause);
+    if at > delivery.tried_since.plus(C::KEEPS_TRYING) {
         Attempt::Failed { error }
     } else {
         Attempt::Again { at, error }
     }
 }
 
-fn ms(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn later(time: Timestamp, pause: Duration) -> Timestamp {
-    Timestamp::from_ms(time.ms().saturating_add(ms(pause)))
-}
-
-fn until(time: Timestamp) -> Duration {
-    Duration::from_millis(u64::try_from(time.ms().saturating_sub(Timestamp::now().ms())).unwrap_or(0))
+/// How long it is from `now` until then.
+fn until(time: Timestamp, now: Timestamp) -> Duration {
+    Duration::from_millis(u64::try_from(time.ms().saturating_sub(now.ms())).unwrap_or(0))
 }
 
 #[cfg(test)]

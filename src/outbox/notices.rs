@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::telegram::{BAD_TOKEN_PAUSE, Bot, SendError, Sender};
 use crate::config::Current;
+use crate::domain::clock::Clock;
+use crate::domain::jitter::Jitter;
 use crate::domain::language::{Language, text};
 use crate::domain::money::Amount;
 use crate::domain::notices::{Notice, NoticeKind, Notices};
@@ -31,26 +32,10 @@ const RECEIPTS_UNNOTED_MAX: i64 = 1000;
 const DETAIL_CHARS_TOLD: usize = 200;
 
 /// Tells the operator of trouble, if there is one who wants to hear of it, until `stop`.
-pub(crate) async fn tell_admin(
-    notices: Notices,
-    config: Current,
-    store: Store,
-    sender: Sender,
-    stop: CancellationToken,
-) {
-    let mut watch = Watch { notices, store, looked_until: None, failures: 0 };
-    let mut next = Instant::now();
-    loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = sleep_until(next) => {}
-        }
-        let pause = match admin(&config, &sender) {
-            Some(admin) => watch.round(&admin, &stop).await,
-            None => LOOK_EVERY,
-        };
-        next = Instant::now() + pause;
+pub(crate) async fn tell_admin(mut watch: Watch, stop: CancellationToken) {
+    let mut pause = Duration::ZERO;
+    while stop.run_until_cancelled(watch.clock.sleep(pause)).await.is_some() {
+        pause = watch.round(&stop).await;
     }
 }
 
@@ -61,16 +46,14 @@ struct Admin {
     language: Language,
 }
 
-fn admin(config: &Current, sender: &Sender) -> Option<Admin> {
-    let config = config.load();
-    let chat_id = config.telegram.admin_chat_id;
-    let bot = sender.bot(&config.telegram).filter(|_| chat_id != 0)?;
-    Some(Admin { bot, chat_id, language: config.language })
-}
-
-struct Watch {
+/// Looks for trouble that the operator has not been told of.
+pub(crate) struct Watch {
     notices: Notices,
+    config: Current,
     store: Store,
+    sender: Sender,
+    clock: Clock,
+    jitter: Jitter,
     /// Receipts up to this one are no trouble, or the operator knows of it; none while that is only remembered.
     looked_until: Option<i64>,
     failures: u32,
@@ -84,9 +67,28 @@ struct Report {
 }
 
 impl Watch {
+    pub(crate) fn new(notices: Notices, config: Current, store: Store, sender: Sender, clock: Clock) -> Self {
+        let jitter = Jitter::default();
+        Self { notices, config, store, sender, clock, jitter, looked_until: None, failures: 0 }
+    }
+
+    /// Has its pauses depend on this source.
+    #[cfg(test)]
+    pub(crate) fn jittered_by(self, jitter: Jitter) -> Self {
+        Self { jitter, ..self }
+    }
+
+    fn admin(&self) -> Option<Admin> {
+        let config = self.config.load();
+        let chat_id = config.telegram.admin_chat_id;
+        let bot = self.sender.bot(&config.telegram).filter(|_| chat_id != 0)?;
+        Some(Admin { bot, chat_id, language: config.language })
+    }
+
     /// Tells what there is to tell; how long it is until the next round.
-    async fn round(&mut self, admin: &Admin, stop: &CancellationToken) -> Duration {
-        match self.try_round(admin, stop).await {
+    pub(crate) async fn round(&mut self, stop: &CancellationToken) -> Duration {
+        let Some(admin) = self.admin() else { return LOOK_EVERY };
+        match self.try_round(&admin, stop).await {
             Ok(pause) => pause,
             Err(error) => {
                 log::warn!("{}", log_text!("notice.store_failed", cause = error));
@@ -100,10 +102,8 @@ impl Watch {
         if self.look().await?.is_none() {
             return Ok(LOOK_EVERY);
         }
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(LOOK_EVERY),
-            () = sleep(BUNDLE_TIME) => {}
+        if stop.run_until_cancelled(self.clock.sleep(BUNDLE_TIME)).await.is_none() {
+            return Ok(LOOK_EVERY);
         }
         let Some(report) = self.look().await? else { return Ok(LOOK_EVERY) };
         match admin.bot.send_message(admin.chat_id, &report.text(admin.language)).await {
@@ -118,7 +118,7 @@ impl Watch {
                 Ok(match error {
                     SendError::RetryAfter(time) => time,
                     SendError::BadToken => BAD_TOKEN_PAUSE,
-                    _ => BACKOFF.after(self.failures),
+                    _ => BACKOFF.after(self.failures, &self.jitter),
                 })
             }
         }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::sleep_until;
 
 use crate::config::Telegram;
+use crate::domain::clock::Clock;
 use crate::domain::language::{Language, Localized, text};
 use crate::domain::secret::MASK;
 use crate::net::client::{Client, OutgoingError, Reply, excerpt};
@@ -30,12 +30,13 @@ const DESCRIPTION_CHARS_TOLD: usize = 200;
 #[derive(Clone, Debug)]
 pub(crate) struct Sender {
     client: Client,
+    clock: Clock,
     pace: Arc<RateLimiter>,
 }
 
 impl Sender {
-    pub(crate) fn new(client: Client) -> Self {
-        Self { client, pace: Arc::new(RateLimiter::new(PACE)) }
+    pub(crate) fn new(client: Client, clock: Clock) -> Self {
+        Self { client, pace: Arc::new(RateLimiter::new(PACE, &clock)), clock }
     }
 
     /// The configured bot, if there is one.
@@ -47,7 +48,7 @@ impl Sender {
 
     /// Comes back when it is one's turn.
     async fn turn(&self) {
-        sleep_until(self.pace.reserve()).await;
+        self.clock.sleep_until(self.pace.reserve()).await;
     }
 }
 
@@ -191,7 +192,7 @@ mod tests {
     fn bot(server: &Loopback) -> Bot {
         let toml = format!("[telegram]\ntoken = \"{TOKEN}\"\napi_base = \"{}\"", server.url(""));
         let config = Config::from_toml(&toml, Path::new("/")).unwrap();
-        Sender::new(Client::new()).bot(&config.telegram).unwrap()
+        Sender::new(Client::new(), Clock::system()).bot(&config.telegram).unwrap()
     }
 
     #[tokio::test]
@@ -264,7 +265,7 @@ mod tests {
 
     #[tokio::test]
     async fn messages_keep_their_distance() {
-        let sender = Sender::new(Client::new());
+        let sender = Sender::new(Client::new(), Clock::system());
         let begin = Instant::now();
         let turns = (0..5).map(|_| {
             let sender = sender.clone();

@@ -57,7 +57,8 @@ impl Fixture {
         verdicts.reverse();
         let (permits, begun) = (Arc::clone(&self.permits), Arc::clone(&self.begun));
         let courier = Scripted { verdicts: Mutex::new(verdicts), permits, begun };
-        tokio::spawn(run(courier, self.store.clone(), Notices::default(), self.stop.clone()))
+        let dispatcher = Dispatcher::new(courier, self.store.clone(), Notices::default(), Clock::system());
+        tokio::spawn(run(dispatcher, self.stop.clone()))
     }
 
     async fn pay(&self, order_no: &str, paid_at: Timestamp) {
@@ -177,10 +178,12 @@ fn nothing_is_planned_beyond_its_time() {
             finished_at: None,
         }
     };
-    let verdict = |tried_since| again_or_never::<Scripted>(&row(tried_since), "x".into(), None, now);
+    let verdict =
+        |tried_since| again_or_never::<Scripted>(&row(tried_since), "x".into(), None, now, &Jitter::default());
     assert!(matches!(verdict(since(3600)), Attempt::Again { at, .. } if at > now));
     assert!(matches!(verdict(since(24 * 3600)), Attempt::Failed { .. }));
     // What the other side asks for is kept to, within reason.
-    let asked = again_or_never::<Scripted>(&row(now), "x".into(), Some(Duration::from_hours(9)), now);
-    assert!(matches!(asked, Attempt::Again { at, .. } if at == later(now, Scripted::BACKOFF.longest)));
+    let hours = Some(Duration::from_hours(9));
+    let asked = again_or_never::<Scripted>(&row(now), "x".into(), hours, now, &Jitter::default());
+    assert!(matches!(asked, Attempt::Again { at, .. } if at == now.plus(Scripted::BACKOFF.longest)));
 }

@@ -126,7 +126,7 @@ impl Cashier {
         let client_ip = wish.client_ip.unwrap_or(UNKNOWN_CLIENT);
         let creation = {
             let config = self.config.load();
-            creation(wish, &config, Timestamp::now())?
+            creation(wish, &config, self.gateways.clock().now())?
         };
         let created = self.store.create_order(creation).await?;
         let (mut order, repeated) = (created.order, created.repeated);

@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use crate::channel::epay::client::{Answer, Gateway, GatewayError, Verdict};
 use crate::config::Current;
-use crate::domain::clock::Timestamp;
+use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::language::{Language, Localized};
 use crate::domain::notices::{NoticeKind, Notices};
 use crate::domain::order::{Hold, Order};
@@ -38,6 +38,7 @@ pub(crate) struct Gateways {
     config: Current,
     store: Store,
     client: Client,
+    clock: Clock,
     limits: Mutex<HashMap<String, Arc<Limit>>>,
     notices: Notices,
 }
@@ -72,11 +73,12 @@ impl Localized for AskError {
 }
 
 impl Gateways {
-    pub(crate) fn new(config: &Current, store: &Store, client: &Client) -> Self {
+    pub(crate) fn new(config: &Current, store: &Store, client: &Client, clock: &Clock) -> Self {
         Self {
             config: config.clone(),
             store: store.clone(),
             client: client.clone(),
+            clock: clock.clone(),
             limits: Mutex::default(),
             notices: Notices::default(),
         }
@@ -87,11 +89,17 @@ impl Gateways {
         Self { notices: notices.clone(), ..self }
     }
 
+    /// The clock by which gateways are asked, and by which their answers are acted on.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// The gateway of a merchant, where one can be asked.
     pub(crate) fn of(&self, pid: &str) -> Option<Gateway> {
         let config = self.config.load();
         let merchant = config.merchant(pid)?;
-        Gateway::new(self.client.clone(), merchant.gateway_url.as_deref()?, pid, &merchant.credentials)
+        let (client, clock) = (self.client.clone(), self.clock.clone());
+        Gateway::new(client, clock, merchant.gateway_url.as_deref()?, pid, &merchant.credentials)
     }
 
     /// Whether the merchant's gateway may be asked by the schedule now, and how many questions at the same time.
@@ -130,12 +138,12 @@ impl Gateways {
         patience: Duration,
     ) -> Result<(Verdict, Answer), AskError> {
         let terms = &order.terms;
-        let deadline = Instant::now() + patience;
+        let deadline = self.clock.instant() + patience;
         let gateway = self.of(&terms.merchant).ok_or(AskError::NoGateway)?;
         let limit = self.limit(&terms.merchant);
         let _permit = limit.enter(cause, self.rates(), deadline).await.ok_or(AskError::Busy)?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        let asked_at = Timestamp::now();
+        let left = deadline.saturating_duration_since(self.clock.instant());
+        let asked_at = self.clock.now();
         let answer = gateway.query_within(&terms.order_no, payment, left).await;
         limit.heard(answer.as_ref().err());
         if let Err(error @ (GatewayError::Refused { .. } | GatewayError::Unverified)) = &answer {
@@ -192,7 +200,7 @@ impl Gateways {
 
     fn limit(&self, pid: &str) -> Arc<Limit> {
         let mut limits = lock(&self.limits);
-        Arc::clone(limits.entry(pid.to_owned()).or_insert_with(|| Arc::new(Limit::new())))
+        Arc::clone(limits.entry(pid.to_owned()).or_insert_with(|| Arc::new(Limit::new(&self.clock))))
     }
 }
 
@@ -221,6 +229,7 @@ pub(crate) fn name_of(verdict: &Verdict) -> String {
 
 /// What one gateway bears.
 struct Limit {
+    clock: Clock,
     notify: Semaphore,
     started: Instant,
     state: Mutex<State>,
@@ -238,8 +247,14 @@ struct State {
 }
 
 impl Limit {
-    fn new() -> Self {
-        Self { notify: Semaphore::new(NOTIFY_CONCURRENCY), started: Instant::now(), state: Mutex::default() }
+    fn new(clock: &Clock) -> Self {
+        let (clock, started) = (clock.clone(), clock.instant());
+        Self { clock, started, notify: Semaphore::new(NOTIFY_CONCURRENCY), state: Mutex::default() }
+    }
+
+    /// The time since the limit was made.
+    fn running(&self) -> Duration {
+        self.clock.instant().duration_since(self.started)
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -247,18 +262,19 @@ impl Limit {
     }
 
     fn is_paused(&self) -> bool {
-        self.state().paused_until.is_some_and(|until| until > Instant::now())
+        self.state().paused_until.is_some_and(|until| until > self.clock.instant())
     }
 
     /// How many questions may be asked right now.
     fn tokens(&self, per_minute: u32) -> usize {
-        self.state().bucket.tokens(Rate::per_minute(per_minute, SAVED_UP), self.started.elapsed())
+        self.state().bucket.tokens(Rate::per_minute(per_minute, SAVED_UP), self.running())
     }
 
     /// Waits for a place, till the deadline.
     async fn enter(&self, cause: Cause, rates: (usize, u32), deadline: Instant) -> Option<Place<'_>> {
         if matches!(cause, Cause::Notify | Cause::Refund | Cause::Manual) {
-            let permit = timeout_at(deadline, self.notify.acquire()).await.ok()?.ok()?;
+            let left = deadline.saturating_duration_since(self.clock.instant());
+            let permit = timeout(left, self.notify.acquire()).await.ok()?.ok()?;
             return Some(Place::Notify(permit));
         }
         let rate = Rate::per_minute(rates.1, SAVED_UP);
@@ -266,20 +282,20 @@ impl Limit {
             let wait = {
                 let mut state = self.state();
                 match state.paused_until {
-                    Some(until) if until > Instant::now() => return None,
+                    Some(until) if until > self.clock.instant() => return None,
                     _ => {}
                 }
-                if state.scheduled < rates.0 && state.bucket.take(rate, self.started.elapsed()) {
+                if state.scheduled < rates.0 && state.bucket.take(rate, self.running()) {
                     state.scheduled += 1;
                     return Some(Place::Scheduled(self));
                 }
                 // The time that one question's worth of tokens takes, or a place to become free.
                 Duration::from_millis(u64::from(60_000 / rates.1.max(1)).clamp(10, 1000))
             };
-            if Instant::now() + wait >= deadline {
+            if self.clock.instant() + wait >= deadline {
                 return None;
             }
-            tokio::time::sleep(wait).await;
+            self.clock.sleep(wait).await;
         }
     }
 
@@ -297,7 +313,7 @@ impl Limit {
         if pause.is_none() {
             state.failures = 0;
         }
-        state.paused_until = pause.map(|pause| Instant::now() + pause.min(TROUBLE_PAUSES.longest));
+        state.paused_until = pause.map(|pause| self.clock.instant() + pause.min(TROUBLE_PAUSES.longest));
     }
 }
 
@@ -340,7 +356,7 @@ mod tests {
             let config = Current::new(Config::from_toml(&text, directory.path()).unwrap());
             let store = fixtures::open(&DatabaseUrl::Sqlite(directory.path().join("x.db"))).await.unwrap();
             store.create_order(fixtures::order("ORDER1", 1001, Timestamp::now())).await.unwrap();
-            let gateways = Gateways::new(&config, &store, &Client::new());
+            let gateways = Gateways::new(&config, &store, &Client::new(), &Clock::system());
             Self { _directory: directory, server, store, gateways }
         }
 
@@ -417,7 +433,7 @@ mod tests {
 
     #[tokio::test]
     async fn scheduled_questions_wait_for_a_place_and_notifications_do_not() {
-        let limit = Limit::new();
+        let limit = Limit::new(&Clock::system());
         let first = limit.enter(Cause::Reconcile, (1, 600), soon()).await;
         assert!(first.is_some());
         assert!(limit.enter(Cause::Reconcile, (1, 600), Instant::now()).await.is_none());
@@ -428,7 +444,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_more_are_asked_than_the_rate_allows() {
-        let limit = Limit::new();
+        let limit = Limit::new(&Clock::system());
         let began = Instant::now();
         let mut asked = 0;
         while limit.enter(Cause::Reconcile, (100, 60), Instant::now()).await.is_some() {
@@ -440,7 +456,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_gateway_in_trouble_is_left_alone_until_it_answers() {
-        let limit = Limit::new();
+        let limit = Limit::new(&Clock::system());
         let down = GatewayError::Unreachable(OutgoingError::TimedOut);
         // The pause grows with each failure, to more than a slow machine takes for this.
         (0..10).for_each(|_| limit.heard(Some(&down)));

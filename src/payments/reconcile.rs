@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::channel::epay::client::{Answer, GatewayError, Verdict};
 use crate::config::{Config, Current, Merchant};
-use crate::domain::clock::Timestamp;
+use crate::domain::clock::{Clock, Timestamp};
+use crate::domain::jitter::Jitter;
 use crate::domain::language::Localized;
 use crate::domain::order::{Order, SettledBy};
 use crate::domain::outcome::Outcome;
@@ -49,6 +50,8 @@ pub(crate) struct Reconciler {
     config: Current,
     store: Store,
     gateways: Arc<Gateways>,
+    clock: Clock,
+    jitter: Jitter,
     /// Orders with a question under way.
     asking: Mutex<HashSet<String>>,
 }
@@ -86,28 +89,45 @@ impl Finding {
 
 impl Reconciler {
     pub(crate) fn new(config: &Current, store: &Store, gateways: &Arc<Gateways>) -> Self {
-        Self { config: config.clone(), store: store.clone(), gateways: Arc::clone(gateways), asking: Mutex::default() }
+        let (clock, gateways) = (gateways.clock().clone(), Arc::clone(gateways));
+        let (jitter, asking) = (Jitter::default(), Mutex::default());
+        Self { config: config.clone(), store: store.clone(), gateways, clock, jitter, asking }
+    }
+
+    /// Has the times of its questions depend on this source.
+    #[cfg(test)]
+    pub(crate) fn jittered_by(self, jitter: Jitter) -> Self {
+        Self { jitter, ..self }
     }
 
     /// Asks on schedule until it is told to stop; then finishes the questions under way.
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut questions = JoinSet::new();
-        while stop.run_until_cancelled(sleep(TICK)).await.is_some() {
+        while stop.run_until_cancelled(self.clock.sleep(TICK)).await.is_some() {
             while let Some(ended) = questions.try_join_next() {
                 if let Err(error) = ended {
                     log::error!(target: TARGET, "{error}");
                 }
             }
-            if let Err(error) = self.dispatch(&mut questions).await {
-                log::warn!(target: TARGET, "{}", log_text!("log.reconcile_failed", error = error));
+            for question in self.round().await {
+                questions.spawn(Arc::clone(&self).answer_question(question));
             }
         }
         // What is cut off is asked again: no answer is lost that was not settled.
         let _ = timeout(STOP_PATIENCE, async { while questions.join_next().await.is_some() {} }).await;
     }
 
-    /// Starts the questions whose time has come, as far as their gateways have room.
-    async fn dispatch(self: &Arc<Self>, questions: &mut JoinSet<()>) -> Result<(), StoreError> {
+    /// The questions whose time has come, as far as their gateways have room. Each is to be answered: until then its order is not
+    /// asked about by another round.
+    pub(crate) async fn round(&self) -> Vec<Question> {
+        let mut questions = Vec::new();
+        if let Err(error) = self.take_up(&mut questions).await {
+            log::warn!(target: TARGET, "{}", log_text!("log.reconcile_failed", error = error));
+        }
+        questions
+    }
+
+    async fn take_up(&self, questions: &mut Vec<Question>) -> Result<(), StoreError> {
         let pids: Vec<String> = {
             let config = self.config.load();
             config.merchants.iter().filter(|m| m.gateway_url.is_some()).map(|m| m.pid.clone()).collect()
@@ -119,10 +139,10 @@ impl Reconciler {
             }
             let under_way = self.asking().len();
             let limit = u32::try_from(room + under_way).unwrap_or(u32::MAX);
-            let due = self.store.due_questions(pid, Timestamp::now(), limit).await?;
+            let due = self.store.due_questions(pid, self.clock.now(), limit).await?;
             for question in due.into_iter().take(room + under_way) {
                 if self.asking().insert(question.order.terms.order_no.to_string()) {
-                    questions.spawn(Arc::clone(self).answer_question(question));
+                    questions.push(question);
                 }
             }
         }
@@ -133,25 +153,26 @@ impl Reconciler {
         lock(&self.asking)
     }
 
-    async fn answer_question(self: Arc<Self>, question: Question) {
+    /// Asks a question of a round, acts on the answer, and plans the next question about the order.
+    pub(crate) async fn answer_question(self: Arc<Self>, question: Question) {
         let order_no = question.order.terms.order_no.to_string();
         let finding = self.ask_and_settle(&question.order, Cause::Reconcile, QUESTION_TIMEOUT).await;
-        let (now, created_at) = (Timestamp::now(), question.order.terms.created_at);
+        let (now, created_at) = (self.clock.now(), question.order.terms.created_at);
         let is_decided = matches!(finding, Ok(Finding::Paid(_) | Finding::Refunded(_)));
         let next = match finding {
             Ok(Finding::Paid(_) | Finding::Refunded(_)) => None,
             // Its turn has not come: the gateway was not even asked.
             Ok(Finding::NoAnswer(AskError::Busy)) => Some((question.step, now.plus_seconds(1))),
             Ok(Finding::NoAnswer(_) | Finding::Contradicts(_)) | Err(_) => {
-                retry_time(&self.config.load(), created_at, now).map(|at| (question.step, at))
+                retry_time(&self.config.load(), created_at, now, &self.jitter).map(|at| (question.step, at))
             }
             Ok(Finding::NotPaid(_) | Finding::WouldSettle) => {
-                next_time(&self.config.load(), created_at, question.step, now)
+                next_time(&self.config.load(), created_at, question.step, now, &self.jitter)
             }
         };
         let next = match next {
             None if !is_decided && self.store.awaits_word(order_no.clone()).await.unwrap_or(true) => {
-                Some((question.step, now.plus_seconds(jittered(WORD_EVERY_S))))
+                Some((question.step, now.plus_seconds(jittered(WORD_EVERY_S, &self.jitter))))
             }
             next => next,
         };
@@ -174,7 +195,7 @@ impl Reconciler {
             Err(finding) => return Ok(finding),
         };
         let policy = self.policy(order);
-        match Settle::by_answer(order, &verdict, answer, policy, Timestamp::now()) {
+        match Settle::by_answer(order, &verdict, answer, policy, self.clock.now()) {
             Some(settle) => {
                 let outcome = self.settle(settle).await?;
                 let is_refunded = matches!(verdict, Verdict::Refunded { .. });
@@ -286,30 +307,36 @@ impl Settle {
 }
 
 /// The next time of the schedule after `now`, with the number of times that have passed; `None` where it was the last.
-fn next_time(config: &Config, created_at: Timestamp, step: u32, now: Timestamp) -> Option<(u32, Timestamp)> {
+fn next_time(
+    config: &Config,
+    created_at: Timestamp,
+    step: u32,
+    now: Timestamp,
+    jitter: &Jitter,
+) -> Option<(u32, Timestamp)> {
     let schedule = &config.reconcile.schedule_s;
     if created_at > now {
         // The clock was set back since, and does not tell how old the order is.
         let time = |step: u32| schedule.get(step as usize).copied();
         let (passed, next) = (time(step)?, time(step + 1)?);
-        return Some((step + 1, now.plus_seconds(jittered(next.saturating_sub(passed)))));
+        return Some((step + 1, now.plus_seconds(jittered(next.saturating_sub(passed), jitter))));
     }
     let (step, &seconds) = schedule.iter().enumerate().find(|(_, seconds)| created_at.plus_seconds(**seconds) > now)?;
     let step = u32::try_from(step).ok()?;
-    Some((step, created_at.plus_seconds(jittered(seconds))))
+    Some((step, created_at.plus_seconds(jittered(seconds, jitter))))
 }
 
 /// When to ask again that got no answer to go by; `None` when that has gone on for days.
-fn retry_time(config: &Config, created_at: Timestamp, now: Timestamp) -> Option<Timestamp> {
+fn retry_time(config: &Config, created_at: Timestamp, now: Timestamp, jitter: &Jitter) -> Option<Timestamp> {
     let age_s = u32::try_from((now.ms() - created_at.ms()).max(0) / 1000).unwrap_or(u32::MAX);
     let last_s = config.reconcile.schedule_s.last().copied().unwrap_or(0);
     let wait_s = (age_s / 10).clamp(*RETRY_AFTER_S.start(), *RETRY_AFTER_S.end());
-    (age_s <= last_s.saturating_add(RETRY_FOR_S)).then(|| now.plus_seconds(jittered(wait_s)))
+    (age_s <= last_s.saturating_add(RETRY_FOR_S)).then(|| now.plus_seconds(jittered(wait_s, jitter)))
 }
 
 /// Up to a tenth more.
-fn jittered(seconds: u32) -> u32 {
-    let time = backoff::jittered(Duration::from_secs(seconds.into()), JITTER_PERCENT);
+fn jittered(seconds: u32, jitter: &Jitter) -> u32 {
+    let time = backoff::jittered(Duration::from_secs(seconds.into()), JITTER_PERCENT, jitter);
     u32::try_from(time.as_secs()).unwrap_or(u32::MAX)
 }
 
@@ -342,7 +369,7 @@ mod tests {
             }
             let order = store.order(order_no).await.unwrap().unwrap();
             // Its own, because one that is in trouble is left alone for a while.
-            let gateways = Arc::new(Gateways::new(&config, &store, &Client::new()));
+            let gateways = Arc::new(Gateways::new(&config, &store, &Client::new(), &Clock::system()));
             Arc::new(Reconciler::new(&config, &store, &gateways)).answer_question(Question { order, step: 6 }).await;
             let due = async |after_s| {
                 let until = Timestamp::now().plus_seconds(after_s);
@@ -361,7 +388,7 @@ mod tests {
             [(0, Some(5)), (100, Some(10)), (3600, Some(360)), (200_000, Some(3600)), (259_261, None)]
         {
             let now = created_at.plus_seconds(age_s);
-            let waits = retry_time(&config, created_at, now).map(|at| (at.ms() - now.ms()) / 1000);
+            let waits = retry_time(&config, created_at, now, &Jitter::default()).map(|at| (at.ms() - now.ms()) / 1000);
             let fits = |waits: i64| wait_s.is_some_and(|wait_s| (wait_s..=wait_s + wait_s / 10).contains(&waits));
             assert_eq!(waits.map(fits), wait_s.map(|_| true), "{age_s}: {waits:?}");
         }
@@ -371,7 +398,7 @@ mod tests {
     fn the_schedule_goes_on_where_the_clock_was_set_back() {
         let config = Config::from_toml("[reconcile]\nschedule_s = [15, 60, 300]", Path::new("/x")).unwrap();
         let now = Timestamp::from_ms(1_700_000_000_000);
-        let next = |step| next_time(&config, now.plus_seconds(3000), step, now);
+        let next = |step| next_time(&config, now.plus_seconds(3000), step, now, &Jitter::default());
         let waits = |step| next(step).map(|(step, at)| (step, (at.ms() - now.ms()) / 1000));
         assert!(matches!(waits(0), Some((1, 45..=50))), "{:?}", waits(0));
         assert!(matches!(waits(1), Some((2, 240..=264))), "{:?}", waits(1));
@@ -390,7 +417,7 @@ mod tests {
             (300, None),
             (9999, None),
         ] {
-            let next = next_time(&config, created_at, 0, created_at.plus_seconds(passed_s));
+            let next = next_time(&config, created_at, 0, created_at.plus_seconds(passed_s), &Jitter::default());
             let Some((step, seconds)) = expected else {
                 assert_eq!(next, None, "{passed_s}");
                 continue;

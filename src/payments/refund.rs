@@ -6,7 +6,6 @@
 use std::time::Duration;
 
 use crate::channel::epay::client::{self, Gateway, GatewayError, RefundReply, Verdict};
-use crate::domain::clock::Timestamp;
 use crate::domain::decisions::RefundState;
 use crate::domain::language::{Language, Localized, text};
 use crate::domain::order::Order;
@@ -99,7 +98,7 @@ pub(crate) async fn refund(
     let (before, is_new) = store.begin_refund(wish, manner.even_if_spent).await?;
     let order = store.order(&order_no).await?.ok_or_else(|| DecisionError::NoSuchOrder(order_no.clone()))?;
     if manner.by_hand {
-        return finish(store, order_no, "by hand".into(), false).await;
+        return finish(gateways, store, order_no, "by hand".into(), false).await;
     }
     let pid = &order.terms.merchant;
     let (gateway, error) = if order.paid_outside {
@@ -110,14 +109,14 @@ pub(crate) async fn refund(
     let Some(gateway) = gateway else {
         // Nothing was asked, so nothing is unclear.
         let state = if is_new { RefundState::Refused } else { before.state };
-        store.refund_answered(order_no, state, "not asked".into(), Timestamp::now()).await?;
+        store.refund_answered(order_no, state, "not asked".into(), gateways.clock().now()).await?;
         return Err(error);
     };
     if !is_new {
         match is_refunded(gateways, &gateway, &order).await {
             Ok(true) => {
                 let answer = before.answer.unwrap_or_else(|| "refunded".into());
-                return finish(store, order_no, answer, true).await;
+                return finish(gateways, store, order_no, answer, true).await;
             }
             Ok(false) if manner.again => {}
             Ok(false) => return Err(RefundError::StillPaid),
@@ -138,11 +137,11 @@ async fn ask_for_it(
     match gateway.refund(&order.terms.order_no, trade_no, order.terms.amount).await {
         Ok(RefundReply::Accepted { body }) => {
             let proved = is_refunded(gateways, gateway, order).await.unwrap_or(false);
-            finish(store, order_no, String::from_utf8_lossy(&body).into_owned(), proved).await
+            finish(gateways, store, order_no, String::from_utf8_lossy(&body).into_owned(), proved).await
         }
         Ok(RefundReply::Unclear(error)) => {
             let cause = error.text(gateways.language());
-            store.refund_answered(order_no, RefundState::Unclear, cause, Timestamp::now()).await?;
+            store.refund_answered(order_no, RefundState::Unclear, cause, gateways.clock().now()).await?;
             Err(RefundError::Unclear(error))
         }
         Ok(RefundReply::Refused { code, message }) => {
@@ -160,7 +159,7 @@ async fn refused(
     error: GatewayError,
 ) -> Result<Refunded, RefundError> {
     let cause = error.text(gateways.language());
-    store.refund_answered(order_no, RefundState::Refused, cause, Timestamp::now()).await?;
+    store.refund_answered(order_no, RefundState::Refused, cause, gateways.clock().now()).await?;
     Err(RefundError::Refused(error))
 }
 
@@ -181,7 +180,13 @@ async fn is_refunded(gateways: &Gateways, gateway: &Gateway, order: &Order) -> R
     }
 }
 
-async fn finish(store: &Store, order_no: String, answer: String, proved: bool) -> Result<Refunded, RefundError> {
-    let order = store.finish_refund(order_no, answer.clone(), proved, Timestamp::now()).await?;
+async fn finish(
+    gateways: &Gateways,
+    store: &Store,
+    order_no: String,
+    answer: String,
+    proved: bool,
+) -> Result<Refunded, RefundError> {
+    let order = store.finish_refund(order_no, answer.clone(), proved, gateways.clock().now()).await?;
     Ok(Refunded { order, answer, proved })
 }

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::domain::clock::Clock;
 use crate::net::rate_limit::{Rate, RateLimiter, TokenBucket};
 use crate::sync::lock;
 
@@ -40,7 +41,7 @@ struct Known {
 
 impl Default for Forgers {
     fn default() -> Self {
-        Self { started: Instant::now(), all: RateLimiter::new(OF_ALL), known: Mutex::default() }
+        Self { started: Instant::now(), all: RateLimiter::new(OF_ALL, &Clock::system()), known: Mutex::default() }
     }
 }
 

@@ -85,7 +85,7 @@ impl Site {
         Self {
             config: config.clone(),
             notify: Notify::new(config.clone(), store.clone(), Arc::clone(gateways)),
-            return_page: return_page::ReturnPage::new(config.clone(), store.clone(), ask),
+            return_page: return_page::ReturnPage::new(config.clone(), store.clone(), ask, gateways.clock().clone()),
             health: health::Health::new(store.clone()),
         }
     }

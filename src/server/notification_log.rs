@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::domain::clock::Timestamp;
+use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::outcome::{ClaimedFields, NotificationOutcome, Outcome, Rejected, Unanswered};
 use crate::domain::settlement::Claim;
 use crate::logging::log_text;
@@ -47,7 +47,7 @@ pub(super) struct NotificationLog {
 impl Default for NotificationLog {
     fn default() -> Self {
         let budget = |index: usize| {
-            let room = RateLimiter::new(if index < Rejected::ALL.len() { FORGED } else { REPEATED });
+            let room = RateLimiter::new(if index < Rejected::ALL.len() { FORGED } else { REPEATED }, &Clock::system());
             Budget { room, unlogged: AtomicU64::new(0) }
         };
         Self { budgets: std::array::from_fn(budget), previous_key_told: AtomicI64::default() }
@@ -105,8 +105,8 @@ impl NotificationLog {
     }
 
     /// A gateway has not changed over to its merchant's new key yet. Told once a minute: it is no fault.
-    pub(super) fn previous_key(&self, pid: &str) {
-        let minute = Timestamp::now().ms().div_euclid(60_000);
+    pub(super) fn previous_key(&self, pid: &str, now: Timestamp) {
+        let minute = now.ms().div_euclid(60_000);
         if self.previous_key_told.swap(minute, Ordering::Relaxed) != minute {
             log::info!(target: TARGET, "{}", log_text!("log.previous_key", pid = shortened(pid)));
         }

@@ -103,7 +103,7 @@ impl Notify {
         // The two are never merged: a gateway signs one of them.
         let payload = if is_post && !body.is_empty() { body } else { head.uri.query().unwrap_or_default().into() };
         let receipt = Receipt {
-            received_at: Timestamp::now(),
+            received_at: self.gateways.clock().now(),
             client: Some(client),
             method: if is_post { "POST" } else { "GET" },
             payload,
@@ -143,7 +143,7 @@ impl Notify {
                 VerifyError::Stale => Rejected::Stale,
             })?;
         if notification.by_previous_key {
-            self.log.previous_key(&notification.pid);
+            self.log.previous_key(&notification.pid, receipt.received_at);
         }
         Ok(Believed {
             notification,
@@ -241,7 +241,7 @@ impl Notify {
     /// Tells now and then how many records the log had no room for.
     pub(super) async fn report_unlogged(&self) {
         loop {
-            tokio::time::sleep(UNLOGGED_REPORT_INTERVAL).await;
+            self.gateways.clock().sleep(UNLOGGED_REPORT_INTERVAL).await;
             self.log.report_unlogged();
         }
     }

@@ -81,8 +81,8 @@ pub(crate) enum Attempt {
     Sent,
     /// It is to be tried again then.
     Again { at: Timestamp, error: String },
-    /// It could not be tried, which does not count, and is to be tried then.
-    NotNow { at: Timestamp, error: String },
+    /// It could not be tried, which leaves as many attempts as there were before, and is to be tried then.
+    NotNow { at: Timestamp, attempts_before: u32, error: String },
     /// It will never arrive.
     Failed { error: String },
 }

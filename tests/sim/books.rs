@@ -94,6 +94,14 @@ pub(super) struct KeyLine {
     pub(super) credits_after: Option<i64>,
 }
 
+impl ReceiptLine {
+    /// By what name the operator hears of it, if they do.
+    pub(super) fn trouble(&self) -> Option<&str> {
+        let names = ["amount_mismatch", "held", "paid_again", "trade_reused", "unknown_order"];
+        self.alert.as_deref().or_else(|| names.into_iter().find(|name| *name == self.outcome))
+    }
+}
+
 impl Books {
     /// Reads them from the database, by statements of their own.
     #[allow(clippy::too_many_lines, reason = "one statement a table")]

@@ -1,6 +1,7 @@
 //! Each kind of write fails at its first step, then at its second, until it has no more of them.
 
 use super::ops::{Key, Meaning, Message, Op, Payload, Told};
+use super::outside::Outside;
 use super::random::Random;
 use super::run::{Broken, Run, Trouble};
 use super::world::{Rest, Settings};
@@ -15,6 +16,10 @@ use crate::store::{Attempt, Channel, Receipt, Settle};
 const CREATED: i64 = 1_767_323_045_000;
 /// More than any write has.
 const STEPS_MAX: u64 = 2_000;
+
+fn outside() -> Outside {
+    Outside::new(Timestamp::from_ms(CREATED))
+}
 
 fn at(seconds: u32) -> Timestamp {
     Timestamp::from_ms(CREATED).plus_seconds(seconds)
@@ -190,7 +195,9 @@ fn fail_everywhere(trouble: impl Fn(u64) -> Trouble) -> u64 {
 }
 
 async fn fail_one(tells_bot: bool, before: Vec<Op>, op: &Op, trouble: impl Fn(u64) -> Trouble) -> Result<u64, Broken> {
-    let mut run = Run::new(Settings { late: LatePolicy::Review, tells_bot, bug: None }).await;
+    let mut run =
+        Run::new(Settings { late: LatePolicy::Review, tells_bot, bug: None, service_bug: None, seed: 0 }, outside())
+            .await;
     run.tell_bot(tells_bot);
     for op in before {
         run.step(op, Trouble::None).await?;
@@ -262,12 +269,12 @@ fn every_write_finds_a_lock_and_a_commit_that_fails() {
 
 #[test]
 fn a_database_whose_opening_was_cut_short_is_opened_again() {
-    let settings = Settings { late: LatePolicy::Review, tells_bot: true, bug: None };
+    let settings = Settings { late: LatePolicy::Review, tells_bot: true, bug: None, service_bug: None, seed: 0 };
     let waits_already = Op::Create { order: order("A1"), ask_at: Some(at(0)), key: None };
     for rest in [Rest::Old, Rest::Nothing, Rest::Rubbish] {
         for percent in (0..100).step_by(9) {
             let made = async {
-                let mut run = Run::new(settings).await;
+                let mut run = Run::new(settings, outside()).await;
                 run.tell_bot(true);
                 run.cut_off_the_opening(percent, rest).await?;
                 run.step(create("A1"), Trouble::None).await?;
@@ -275,7 +282,7 @@ fn a_database_whose_opening_was_cut_short_is_opened_again() {
                 run.conclude(false).await
             };
             let brought_up_to_date = async {
-                let mut run = Run::of_version_1(settings, &waits_already).await;
+                let mut run = Run::of_version_1(settings, outside(), &waits_already).await;
                 run.tell_bot(true);
                 run.cut_off_the_opening(percent, rest).await?;
                 run.step(paid("A1", "T1"), Trouble::None).await?;

@@ -4,13 +4,17 @@
 //! that was written by the contract. `seeds` has the seeds that once found something; `WEBHOOKCTL_SIM_SEED` runs a single
 //! one and tells all of it, and `scripts/soak` runs as many as there is time for.
 
+mod acts;
 mod books;
 mod callbacks;
 mod every_step;
 mod model;
 mod ops;
+mod outside;
 mod planted;
+mod process;
 mod random;
+mod rounds;
 mod run;
 mod workload;
 mod world;
@@ -111,6 +115,9 @@ fn whatever_happens_the_books_are_right() {
     println!("{seeds} seeds: {tally:?}");
     // It would be easy to find nothing where nothing happens.
     assert!(tally.steps > 40 * seeds && tally.failures > seeds && tally.crashes > seeds, "{tally:?}");
+    let are_busy =
+        ["telegram", "event", "gateway", "operator"].iter().all(|whom| tally.contacts.get(whom) > Some(&seeds));
+    assert!(are_busy, "{tally:?}");
     let never = NotificationOutcome::all().filter(|outcome| !tally.outcomes.contains_key(outcome.name()));
     let unanswered: Vec<_> = Unanswered::ALL.iter().map(|&why| NotificationOutcome::Unanswered(why)).collect();
     assert_eq!(never.collect::<Vec<_>>(), unanswered, "{tally:?}");

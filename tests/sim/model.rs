@@ -562,9 +562,9 @@ impl Model {
             Attempt::Sent => (message.state, message.finished_at) = ("sent".into(), Some(now.ms())),
             Attempt::Failed { .. } => (message.state, message.finished_at) = ("failed".into(), Some(now.ms())),
             Attempt::Again { at, .. } => message.due_at = at.ms(),
-            Attempt::NotNow { at, .. } => {
+            Attempt::NotNow { at, attempts_before, .. } => {
                 message.due_at = at.ms();
-                message.attempts = message.attempts.saturating_sub(1);
+                message.attempts = message.attempts.min(*attempts_before);
             }
         }
     }

@@ -1,13 +1,28 @@
 //! The simulation itself is tested: each of these bugs must be found by some of the first seeds.
 
+use super::process::ServiceBug;
+use super::workload::Planted;
 use super::{run_seed, runtime};
 use crate::store::sqlite::faults::Bug;
+
+impl From<Bug> for Planted {
+    fn from(bug: Bug) -> Self {
+        Self::Store(bug)
+    }
+}
+
+impl From<ServiceBug> for Planted {
+    fn from(bug: ServiceBug) -> Self {
+        Self::Service(bug)
+    }
+}
 
 /// How many seeds may be needed.
 const SEEDS: u64 = 200;
 
 #[track_caller]
-fn is_found(bug: Bug) {
+fn is_found(bug: impl Into<Planted>) {
+    let bug = bug.into();
     let found =
         (0..SEEDS).find_map(|seed| runtime().block_on(run_seed(seed, Some(bug))).err().map(|found| (seed, found)));
     let Some((seed, (_, broken))) = found else { panic!("{bug:?} is found by none of {SEEDS} seeds") };
@@ -77,4 +92,44 @@ fn a_forgotten_receipt_is_found() {
 #[test]
 fn half_of_a_failure_that_stays_is_found() {
     is_found(Bug::KeepsHalfOfAFailure);
+}
+
+#[test]
+fn a_failed_attempt_that_counts_as_a_delivery_is_found() {
+    is_found(ServiceBug::TakesFailureForDelivery);
+}
+
+#[test]
+fn a_message_that_is_given_up_at_once_is_found() {
+    is_found(ServiceBug::GivesUpAtOnce);
+}
+
+#[test]
+fn a_channel_that_is_not_left_alone_is_found() {
+    is_found(ServiceBug::IgnoresPause);
+}
+
+#[test]
+fn a_lease_that_is_ignored_is_found() {
+    is_found(ServiceBug::IgnoresLease);
+}
+
+#[test]
+fn a_question_that_is_left_out_is_found() {
+    is_found(ServiceBug::SkipsAQuestion);
+}
+
+#[test]
+fn a_settlement_of_an_unpaid_order_is_found() {
+    is_found(ServiceBug::BelievesUnpaid);
+}
+
+#[test]
+fn a_settlement_by_an_answer_about_another_order_is_found() {
+    is_found(ServiceBug::BelievesOtherOrder);
+}
+
+#[test]
+fn trouble_that_the_operator_does_not_hear_of_is_found() {
+    is_found(ServiceBug::ForgetsTheOperator);
 }

@@ -8,6 +8,7 @@ use rusqlite::Connection;
 
 use super::model::{FAILED, Model};
 use super::ops::{Meaning, Op, REJECTIONS};
+use super::outside::Outside;
 use super::random::Random;
 use super::world::{FileCopy, Rest, Settings, World};
 use crate::store::Store;
@@ -47,6 +48,13 @@ pub(super) enum Trouble {
     },
 }
 
+/// What is in the writer's way.
+pub(super) enum Hindrance {
+    Locked(Connection),
+    Full,
+    Armed,
+}
+
 /// What was wrong with a run.
 #[derive(Debug)]
 pub(super) struct Broken(pub(super) String);
@@ -59,6 +67,8 @@ pub(super) struct Tally {
     pub(super) steps: u64,
     pub(super) failures: u64,
     pub(super) crashes: u64,
+    /// How often each of the other sides was asked or told something.
+    pub(super) contacts: BTreeMap<&'static str, u64>,
     /// How often a claim had each outcome.
     pub(super) outcomes: BTreeMap<String, u64>,
 }
@@ -68,6 +78,9 @@ impl std::ops::AddAssign for Tally {
         self.steps += other.steps;
         self.failures += other.failures;
         self.crashes += other.crashes;
+        for (whom, times) in other.contacts {
+            *self.contacts.entry(whom).or_default() += times;
+        }
         for (outcome, times) in other.outcomes {
             *self.outcomes.entry(outcome).or_default() += times;
         }
@@ -81,28 +94,36 @@ pub(super) struct Run {
     /// What happened, for a person to read.
     pub(super) log: Vec<String>,
     pub(super) tally: Tally,
+    /// Messages that their addressees have, by order, kind and channel.
+    pub(super) delivered: BTreeSet<(String, String, String)>,
+    /// How many of the receipts the operator knows, as far as they are trouble.
+    pub(super) told: usize,
     /// Orders of which somebody was told that they are settled.
     acknowledged: BTreeSet<String>,
 }
 
 impl Run {
-    pub(super) async fn new(settings: Settings) -> Self {
+    pub(super) async fn new(settings: Settings, outside: Outside) -> Self {
         Self {
-            world: Some(World::new(settings).await),
+            world: Some(World::new(settings, outside).await),
             model: Model::new(settings.late),
             log: vec![format!("{settings:?}")],
             tally: Tally::default(),
+            delivered: BTreeSet::new(),
+            told: 0,
             acknowledged: BTreeSet::new(),
         }
     }
 
     /// With a database of the first version, in which an order waits.
-    pub(super) async fn of_version_1(settings: Settings, create: &Op) -> Self {
+    pub(super) async fn of_version_1(settings: Settings, outside: Outside, create: &Op) -> Self {
         let mut run = Self {
-            world: Some(World::of_version_1(settings).await),
+            world: Some(World::of_version_1(settings, outside).await),
             model: Model::new(settings.late),
             log: vec![format!("{settings:?}")],
             tally: Tally::default(),
+            delivered: BTreeSet::new(),
+            told: 0,
             acknowledged: BTreeSet::new(),
         };
         run.model = run.model.apply(create).swap_remove(0).1;
@@ -116,6 +137,10 @@ impl Run {
         let before = copy.without_log();
         let copy = copy.cut_off(&before, percent, rest).expect("opening wrote something");
         self.recover(copy, None).await
+    }
+
+    pub(super) fn world_mut(&mut self) -> &mut World {
+        self.world.as_mut().expect("there is one between two steps")
     }
 
     pub(super) fn world(&self) -> &World {
@@ -180,7 +205,7 @@ impl Run {
         let mishap = mishap(trouble);
         let replies = self.world().run_together(ops, move |faults| arm(faults, mishap)).await;
         let happened = self.world().faults().disarm();
-        self.world().write_rejections().await;
+        self.write_rejections().await?;
         self.log.push(format!("  {replies:?}"));
         if happened == Happened::AfterCommit && replies.iter().all(|reply| reply == FAILED) {
             let first = |model: Model, op| model.apply(op).swap_remove(0).1;
@@ -210,6 +235,11 @@ impl Run {
         Ok(())
     }
 
+    pub(super) async fn write_rejections(&self) -> Step {
+        let written = self.world().write_rejections().await;
+        written.map_err(|error| Broken(format!("the writer does not work any more: {error}")))
+    }
+
     async fn plain(&mut self, op: &Op) -> Step<String> {
         let reply = self.world().run(op).await;
         self.accept(op, reply).await
@@ -217,7 +247,7 @@ impl Run {
 
     /// Compares a reply, and the books after it, with the model's.
     async fn accept(&mut self, op: &Op, reply: String) -> Step<String> {
-        self.world().write_rejections().await;
+        self.write_rejections().await?;
         let found = self.world().books();
         let outcomes = self.model.apply(op);
         let expected: Vec<_> = outcomes.iter().map(|(reply, _)| reply.as_str()).collect();
@@ -257,38 +287,26 @@ impl Run {
 
     /// Does a write once, in trouble.
     async fn in_trouble(&self, op: &Op, trouble: Trouble) -> (String, Happened) {
+        let hindrance = self.hinder(trouble).await;
+        let reply = self.world().run(op).await;
+        (reply, self.relieve(hindrance).await)
+    }
+
+    /// Gets the writer into trouble.
+    pub(super) async fn hinder(&self, trouble: Trouble) -> Hindrance {
         let world = self.world();
         match trouble {
             Trouble::Locked => {
-                let wait = |time| {
-                    world.store().on_writer(move |db| {
-                        db.busy_timeout(time)?;
-                        Ok(())
-                    })
-                };
-                wait(Duration::ZERO).await.unwrap();
+                self.set_busy_timeout(Duration::ZERO).await;
                 let other = Connection::open(world.path()).unwrap();
                 other.execute_batch("BEGIN IMMEDIATE").unwrap();
-                let reply = world.run(op).await;
-                other.execute_batch("ROLLBACK").unwrap();
-                wait(Duration::from_secs(2)).await.unwrap();
-                (reply, Happened::Yes)
+                Hindrance::Locked(other)
             }
             Trouble::Full { pages } => {
-                let limit = |sql: String| {
-                    world.store().on_writer(move |db| {
-                        db.query_row(&sql, [], |_| Ok(()))?;
-                        Ok(())
-                    })
-                };
-                let size: i64 = Connection::open(world.path())
-                    .unwrap()
-                    .query_row("PRAGMA page_count", [], |row| row.get(0))
-                    .unwrap();
-                limit(format!("PRAGMA max_page_count = {}", size + pages)).await.unwrap();
-                let reply = world.run(op).await;
-                limit("PRAGMA max_page_count = 1000000000".into()).await.unwrap();
-                (reply, Happened::Yes)
+                let beside = Connection::open(world.path()).unwrap();
+                let size: i64 = beside.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+                self.set_pages_max(size + pages).await;
+                Hindrance::Full
             }
             trouble => {
                 if let Trouble::Deny { .. } = trouble {
@@ -299,18 +317,46 @@ impl Run {
                     world.store().on_writer(forget).await.unwrap();
                 }
                 arm(world.faults(), mishap(trouble));
-                let reply = world.run(op).await;
-                (reply, world.faults().disarm())
+                Hindrance::Armed
             }
         }
     }
 
+    /// Takes the writer out of trouble.
+    pub(super) async fn relieve(&self, hindrance: Hindrance) -> Happened {
+        match hindrance {
+            Hindrance::Locked(other) => {
+                other.execute_batch("ROLLBACK").unwrap();
+                self.set_busy_timeout(Duration::from_secs(2)).await;
+                Happened::Yes
+            }
+            Hindrance::Full => {
+                self.set_pages_max(1_000_000_000).await;
+                Happened::Yes
+            }
+            Hindrance::Armed => self.world().faults().disarm(),
+        }
+    }
+
+    async fn set_busy_timeout(&self, time: Duration) {
+        let set = move |db: &Connection| {
+            db.busy_timeout(time)?;
+            Ok(())
+        };
+        self.world().store().on_writer(set).await.unwrap();
+    }
+
+    async fn set_pages_max(&self, pages: i64) {
+        let set = move |db: &Connection| {
+            db.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
+            Ok(())
+        };
+        self.world().store().on_writer(set).await.unwrap();
+    }
+
     /// Kills the process in the middle of a write.
     async fn crash_at(&mut self, op: &Op, at: u64) -> Step<Option<String>> {
-        let copy: Arc<Mutex<Option<FileCopy>>> = Arc::default();
-        let (path, kept) = (self.world().path(), Arc::clone(&copy));
-        let look = Mishap::Look(Box::new(move || *kept.lock().unwrap() = Some(FileCopy::of(&path))));
-        self.world().faults().arm(look, at, false);
+        let copy = self.copy_at(at);
         let reply = self.world().run(op).await;
         self.world().faults().disarm();
         let Some(copy) = copy.lock().unwrap().take() else {
@@ -319,6 +365,15 @@ impl Run {
         };
         self.recover(copy, Some(op)).await?;
         Ok(None)
+    }
+
+    /// Has the files copied at a step of the writer.
+    pub(super) fn copy_at(&self, at: u64) -> Arc<Mutex<Option<FileCopy>>> {
+        let copy: Arc<Mutex<Option<FileCopy>>> = Arc::default();
+        let (path, kept) = (self.world().path(), Arc::clone(&copy));
+        let look = Mishap::Look(Box::new(move || *kept.lock().unwrap() = Some(FileCopy::of(&path))));
+        self.world().faults().arm(look, at, false);
+        copy
     }
 
     /// The power goes in the middle of a commit.
@@ -334,13 +389,17 @@ impl Run {
 
     /// Goes on with what was on the disk: the books before, or (where that may be) those after `op`.
     async fn recover(&mut self, copy: FileCopy, op: Option<&Op>) -> Step {
-        self.tally.crashes += 1;
-        let world = self.world.take().unwrap().recover(copy).await;
-        self.world = Some(world);
+        self.go_on_with(copy).await;
         match op {
             Some(op) => self.expect_before_or_after(op, true, "after a crash"),
             None => self.expect_unchanged("after a crash"),
         }
+    }
+
+    pub(super) async fn go_on_with(&mut self, copy: FileCopy) {
+        self.tally.crashes += 1;
+        let world = self.world.take().unwrap().recover(copy).await;
+        self.world = Some(world);
     }
 
     /// The books must be as before, or (where that `may_be`) as after `op`, and nothing between.

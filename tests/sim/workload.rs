@@ -1,12 +1,16 @@
 //! What buyers, gateways, the bot, the operator and the clock do, as a seed decides.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod service;
+
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::books::{Books, OrderLine};
 use super::callbacks::{ANSWERS, Answering, answer, damaged, genuine, mistaken};
-use super::model::LEASE_MS;
-use super::ops::{Key, Meaning, Message, Op, Payload, Told};
+use super::ops::{Key, Meaning, Op, Payload, Told};
+use super::outside::Outside;
+use super::process::ServiceBug;
 use super::random::Random;
 use super::run::{Broken, Run, Step, Tally, Trouble, any_trouble};
 use super::world::{MERCHANTS, Settings, key_of};
@@ -20,10 +24,10 @@ use crate::domain::secret::Secret;
 use crate::domain::settlement::{Claim, ClaimProof, Echo, LatePolicy, Policy};
 use crate::payments::gateways::{hold_of, name_of};
 use crate::store::sqlite::faults::Bug;
-use crate::store::{Attempt, Channel, Receipt, Settle};
+use crate::store::{Channel, Receipt, Settle};
 
 /// How many steps a run has before everything is allowed to come right.
-const STEPS: u64 = 45;
+const STEPS: u64 = 60;
 const START: i64 = 1_767_323_045_000;
 const EXPIRES_AFTER_S: u32 = 1800;
 const HOUR_MS: i64 = 3_600_000;
@@ -38,6 +42,8 @@ enum Action {
     TellWrongly,
     TellTogether,
     Reconcile,
+    Question,
+    TellOperator,
     Vouch,
     Person,
     Refund,
@@ -52,18 +58,20 @@ enum Action {
     TellBot,
 }
 
-const ACTIONS: [(Action, u64); 18] = [
+const ACTIONS: [(Action, u64); 20] = [
     (Action::Create, 16),
     (Action::Pay, 16),
     (Action::Tell, 24),
     (Action::TellWrongly, 10),
     (Action::TellTogether, 5),
-    (Action::Reconcile, 7),
+    (Action::Reconcile, 4),
+    (Action::Question, 14),
+    (Action::TellOperator, 4),
     (Action::Vouch, 8),
     (Action::Person, 5),
     (Action::Refund, 6),
     (Action::Bot, 6),
-    (Action::Deliver, 10),
+    (Action::Deliver, 30),
     (Action::Outbox, 3),
     (Action::Clock, 4),
     (Action::Crash, 3),
@@ -89,22 +97,28 @@ struct Payment {
 struct Workload {
     run: Run,
     random: Random,
-    now: i64,
+    outside: Outside,
     late: LatePolicy,
     actions: Vec<(Action, u64)>,
     /// How many of a hundred writes get into trouble.
     trouble_percent: u64,
     payments: Vec<Payment>,
-    /// Messages that are claimed, and of which nobody knows yet what will become of them.
-    claimed: Vec<Message>,
-    /// Messages that their addressees have.
-    delivered: BTreeSet<(String, String, String)>,
     numbers: u64,
     is_handing_over: bool,
 }
 
+/// A bug on purpose.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Planted {
+    Store(Bug),
+    Service(ServiceBug),
+}
+
 /// Runs a seed: its log and how much was done, or what was wrong.
-pub(super) async fn run_seed(seed: u64, bug: Option<Bug>) -> Result<(Vec<String>, Tally), (Vec<String>, Broken)> {
+pub(super) async fn run_seed(
+    seed: u64,
+    planted: Option<Planted>,
+) -> Result<(Vec<String>, Tally), (Vec<String>, Broken)> {
     let mut random = Random::new(seed);
     let late = *random.pick(LatePolicy::ALL);
     // Some actions are missing in some runs, and some are much more frequent: what is rare among many shall meet itself.
@@ -114,24 +128,29 @@ pub(super) async fn run_seed(seed: u64, bug: Option<Bug>) -> Result<(Vec<String>
         *weight *= *random.pick(&[1, 1, 1, 6]);
     }
     let trouble_percent = *random.pick(&[0, 5, 15, 40, 70]);
-    let run = Run::new(Settings { late, tells_bot: false, bug }).await;
+    let outside = Outside::new(Timestamp::from_ms(START));
+    let (bug, service_bug) = match planted {
+        Some(Planted::Store(bug)) => (Some(bug), None),
+        Some(Planted::Service(bug)) => (None, Some(bug)),
+        None => (None, None),
+    };
+    let settings = Settings { late, tells_bot: false, bug, service_bug, seed };
+    let run = Run::new(settings, outside.clone()).await;
     let mut workload = Workload {
         run,
         random,
-        now: START,
+        outside,
         late,
         actions,
         trouble_percent,
         payments: Vec::new(),
-        claimed: Vec::new(),
-        delivered: BTreeSet::new(),
         numbers: 0,
         is_handing_over: false,
     };
     match workload.go().await {
         Ok(()) => {
             let log = workload.run.log.clone();
-            workload.run.conclude(bug.is_some()).await.map_err(|broken| (log, broken))
+            workload.run.conclude(planted.is_some()).await.map_err(|broken| (log, broken))
         }
         Err(broken) => Err((workload.run.log, broken)),
     }
@@ -139,9 +158,12 @@ pub(super) async fn run_seed(seed: u64, bug: Option<Bug>) -> Result<(Vec<String>
 
 impl Workload {
     async fn go(&mut self) -> Step {
+        let tells_bot = self.random.chance(60);
+        self.run.tell_bot(tells_bot);
+        self.begin_to_tell().await?;
         self.create().await?;
         for _ in 0..STEPS {
-            self.now += self.random.between(0, 2_000);
+            self.outside.clock.pass(Duration::from_millis(self.random.below(2_001)));
             self.run.turn_to(self.random.index(2));
             let action = self.random.weighted(&self.actions);
             match action {
@@ -151,26 +173,25 @@ impl Workload {
                 Action::TellWrongly => self.tell_wrongly().await?,
                 Action::TellTogether => self.tell_together().await?,
                 Action::Reconcile => self.reconcile().await?,
+                Action::Question => self.question().await?,
+                Action::TellOperator => self.tell_operator().await?,
                 Action::Vouch => self.vouch().await?,
                 Action::Person => self.person().await?,
                 Action::Refund => self.refund().await?,
                 Action::Bot => self.bot().await?,
                 Action::Deliver => self.deliver().await?,
                 Action::Outbox => self.outbox().await?,
-                Action::Clock => self.move_clock(),
+                Action::Clock => self.move_clock().await?,
                 Action::Crash => {
-                    self.claimed.clear();
                     self.is_handing_over = false;
                     self.run.crash().await?;
                 }
                 Action::Reopen => {
-                    self.claimed.clear();
                     self.is_handing_over = false;
                     self.run.reopen().await?;
                 }
                 Action::Checkpoint if self.random.chance(50) => self.run.checkpoint()?,
                 Action::Checkpoint => {
-                    self.claimed.clear();
                     self.is_handing_over = false;
                     self.run.crash_in_checkpoint(&mut self.random).await?;
                 }
@@ -192,7 +213,7 @@ impl Workload {
     }
 
     fn now(&self) -> Timestamp {
-        Timestamp::from_ms(self.now)
+        self.outside.clock.now()
     }
 
     fn number(&mut self) -> u64 {
@@ -211,7 +232,6 @@ impl Workload {
         let reply = self.run.step(op, trouble).await;
         if self.run.tally.crashes > crashes {
             // Whoever had these in hand is gone.
-            self.claimed.clear();
             self.is_handing_over = false;
         }
         reply
@@ -380,7 +400,7 @@ impl Workload {
     /// The gateway is asked about what is unpaid, and answers somehow.
     async fn reconcile(&mut self) -> Step {
         // V2 answers are signed with the time of this machine's clock.
-        let merchant = *self.random.pick(&[MERCHANTS[0], MERCHANTS[1], MERCHANTS[3]]);
+        let merchant = *self.random.pick(&[MERCHANTS[1], MERCHANTS[3]]);
         let limit = u32::try_from(self.random.between(1, 4)).unwrap();
         let due = self.step(Op::DueQuestions { merchant: merchant.into(), now: self.now(), limit }).await?;
         for question in due.split_whitespace() {
@@ -398,8 +418,7 @@ impl Workload {
     async fn ask_and_hear(&mut self, order_no: &str, step: u32, answering: Answering) -> Step {
         let order = self.run.world().store().order(order_no).await.unwrap().unwrap();
         let (merchant, fen) = (order.terms.merchant.clone(), order.terms.amount.fen());
-        let is_own = |payment: &&Payment| payment.order_no == order_no && payment.fen == fen;
-        let paid = self.payments.iter().find(is_own).map(|payment| payment.trade_no.clone());
+        let paid = self.paid_by(order_no, fen);
         let (body, expected) = answer(answering, &merchant, order_no, fen, paid.as_deref());
         let credentials = Credentials::V1 { key: Secret::new(key_of(&merchant)), key_previous: None };
         let read = body.map(|body| Answer::of_reply(&credentials, body.as_bytes(), self.now()));
@@ -537,77 +556,27 @@ impl Workload {
         *self.random.pick(&[Channel::Telegram, Channel::Telegram, Channel::Event])
     }
 
-    async fn claim(&mut self, channel: Channel, limit: u32) -> Step {
-        let claimed = self.step(Op::Claim { channel, now: self.now(), limit }).await?;
-        for message in claimed.split_whitespace() {
-            let (id, rest) = message.split_once(':').unwrap();
-            let mut rest = rest.split('/').map(str::to_owned);
-            self.claimed.push(Message {
-                id: id.parse().unwrap(),
-                order_no: rest.next().unwrap(),
-                kind: rest.next().unwrap(),
-                channel: channel.name().into(),
-            });
-        }
-        Ok(())
-    }
-
-    /// A courier takes up what is due, or comes back.
-    async fn deliver(&mut self) -> Step {
-        if self.claimed.is_empty() || self.random.chance(40) {
-            let channel = self.channel();
-            let limit = u32::try_from(self.random.between(1, 8)).unwrap();
-            return self.claim(channel, limit).await;
-        }
-        let message = self.claimed.swap_remove(self.random.index(self.claimed.len()));
-        let later = self.now().plus_seconds(u32::try_from(self.random.between(1, 300)).unwrap());
-        let attempt = match self.random.below(10) {
-            0..=4 => {
-                self.arrives(&message);
-                Attempt::Sent
-            }
-            5 | 6 => Attempt::Again { at: later, error: "no".into() },
-            7 => Attempt::NotNow { at: later, error: "no".into() },
-            8 => Attempt::Failed { error: "never".into() },
-            _ => {
-                // It arrived, and the courier is lost on the way back.
-                self.arrives(&message);
-                return Ok(());
-            }
-        };
-        self.step(Op::Attempted { message, attempt, now: self.now() }).await?;
-        Ok(())
-    }
-
-    fn arrives(&mut self, message: &Message) {
-        let Message { order_no, kind, channel, .. } = message.clone();
-        self.delivered.insert((order_no, kind, channel));
-    }
-
     async fn outbox(&mut self) -> Step {
         let (channel, now) = (self.channel(), self.now());
         let op = match self.random.below(3) {
-            0 => Op::GiveUp { channel, until: Timestamp::from_ms(self.now - 24 * HOUR_MS), now },
+            0 => Op::GiveUp { channel, until: Timestamp::from_ms(now.ms() - 24 * HOUR_MS), now },
             1 => {
                 let Some((order_no, _)) = self.an_order() else { return Ok(()) };
                 Op::DeliverAgain { channel, order_no, now }
             }
-            _ => Op::AddMissingEvents { since: Timestamp::from_ms(self.now - HOUR_MS), now },
+            _ => Op::AddMissingEvents { since: Timestamp::from_ms(now.ms() - HOUR_MS), now },
         };
         self.step(op).await?;
         Ok(())
     }
 
-    /// The clock is set, or nothing happens for a while.
-    fn move_clock(&mut self) {
-        let by = *self.random.pick(&[20_000, HOUR_MS, 25 * HOUR_MS, -20_000, -HOUR_MS]);
-        self.now += by;
-        self.run.log.push(format!("the clock moves by {by} ms"));
-    }
-
     /// Nothing goes wrong any more: gateways say once more what they have, couriers deliver, and then all must be in order.
     async fn come_right(&mut self) -> Step {
         self.trouble_percent = 0;
+        self.run.end_handover().await?;
+        self.run.turn_to(0);
+        self.follow_clock().await?;
+        self.ask_all().await?;
         for payment in self.payments.clone() {
             let Payment { merchant, order_no, trade_no, fen, param } = payment;
             let told = Told {
@@ -627,29 +596,12 @@ impl Workload {
         for order_no in on_hold {
             self.ask_and_hear(&order_no, 0, Answering::Truly).await?;
         }
-        self.claimed.clear();
         for channel in [Channel::Telegram, Channel::Event] {
-            let mut rounds = 0;
-            while self.is_any_due(channel) {
-                rounds += 1;
-                if rounds > ROUNDS_MAX {
-                    return Err(Broken("the outbox does not get empty".into()));
-                }
-                self.now += LEASE_MS + HOUR_MS;
-                self.claim(channel, 100).await?;
-                for message in std::mem::take(&mut self.claimed) {
-                    self.arrives(&message);
-                    self.step(Op::Attempted { message, attempt: Attempt::Sent, now: self.now() }).await?;
-                }
-            }
+            self.deliver_all(channel).await?;
         }
+        self.tell_all().await?;
         self.check_gateways()?;
         self.check_messages()
-    }
-
-    fn is_any_due(&self, channel: Channel) -> bool {
-        let messages = &self.run.model.books.messages;
-        messages.iter().any(|((_, _, of), message)| of == channel.name() && message.state == "due")
     }
 
     /// Credits are given for payments that a gateway has, and for every such payment of the right amount.
@@ -677,7 +629,7 @@ impl Workload {
     /// Every message has arrived at least once, or was given up.
     fn check_messages(&self) -> Step {
         for (place, message) in &self.run.world().books().messages {
-            if message.state == "due" || message.state == "sent" && !self.delivered.contains(place) {
+            if message.state == "due" || message.state == "sent" && !self.run.delivered.contains(place) {
                 return Err(Broken(format!("{place:?} did not arrive: {message:?}")));
             }
         }

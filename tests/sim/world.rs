@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -11,13 +11,13 @@ use tempfile::TempDir;
 use super::books::Books;
 use super::model::{FAILED, listed};
 use super::ops::{Key, Op};
+use super::outside::Outside;
+use super::process::{Act, Process, ServiceBug};
 use super::random::Random;
-use crate::config::{Config, Current, DatabaseUrl};
+use crate::config::DatabaseUrl;
 use crate::domain::decisions::{RefundState, Refused};
 use crate::domain::outcome::NotificationOutcome;
 use crate::domain::settlement::LatePolicy;
-use crate::net::client::Client;
-use crate::payments::gateways::Gateways;
 use crate::server::Notify;
 use crate::store::sqlite::faults::{Bug, Faults};
 use crate::store::{
@@ -36,6 +36,8 @@ pub(super) struct Settings {
     pub(super) late: LatePolicy,
     pub(super) tells_bot: bool,
     pub(super) bug: Option<Bug>,
+    pub(super) service_bug: Option<ServiceBug>,
+    pub(super) seed: u64,
 }
 
 /// The merchants: V1 with a key and the one before it, and a gateway that can be asked, V1 from some addresses only, V2, and V1 once more.
@@ -51,51 +53,11 @@ pub(super) fn key_of(merchant: &str) -> String {
     format!("the key of {merchant}")
 }
 
-fn config(late: LatePolicy) -> Config {
-    let text = format!(
-        "[orders]\nlate = \"{late}\"\n
-         [[merchant]]\npid = \"1002\"\nkey = \"{}\"\nkey_previous = \"{KEY_PREVIOUS}\"\n
-         gateway_url = \"http://127.0.0.1:9/\"\n
-         [[merchant]]\npid = \"1003\"\nkey = \"{}\"\nallow_ips = [\"203.0.113.0/24\"]\n
-         [[merchant]]\npid = \"1004\"\nprotocol = \"v2\"\nplatform_public_key_file = \"v2_platform_public.pem\"\n
-         [[merchant]]\npid = \"1005\"\nkey = \"{}\"\n",
-        key_of("1002"),
-        key_of("1003"),
-        key_of("1005"),
-    );
-    Config::from_toml(&text, &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/keys")).unwrap()
-}
-
 /// Memory where there is any: a disk's flushes are not what is looked for.
 fn directory() -> TempDir {
     let memory = Path::new("/dev/shm");
     let within = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
     tempfile::Builder::new().prefix("webhookctl-sim-").tempdir_in(within).unwrap()
-}
-
-/// A process: a store, and the way of a notification before it.
-struct Process {
-    store: Store,
-    faults: Faults,
-    notify: Arc<Notify>,
-}
-
-impl Process {
-    async fn start(path: &Path, settings: Settings) -> Self {
-        static CLIENT: OnceLock<Client> = OnceLock::new();
-        let url = DatabaseUrl::Sqlite(path.to_owned());
-        let (store, faults) = Store::open_with_faults(&url, settings.bug, settings.tells_bot).await.unwrap();
-        let config = Current::new(config(settings.late));
-        let gateways = Arc::new(Gateways::new(&config, &store, CLIENT.get_or_init(Client::new)));
-        let notify = Arc::new(Notify::new(config, store.clone(), gateways));
-        Self { store, faults, notify }
-    }
-
-    async fn end(self) {
-        let Self { store, notify, .. } = self;
-        drop(notify);
-        store.close().await.unwrap();
-    }
 }
 
 /// The processes that write to a file (two of them while one takes over from the other), and a look past them at it.
@@ -104,32 +66,33 @@ pub(super) struct World {
     /// The one whose turn it is.
     turn: usize,
     settings: Settings,
+    pub(super) outside: Outside,
     beside: Connection,
     directory: TempDir,
 }
 
 impl World {
-    pub(super) async fn new(settings: Settings) -> Self {
-        Self::open(directory(), settings).await
+    pub(super) async fn new(settings: Settings, outside: Outside) -> Self {
+        Self::open(directory(), settings, outside).await
     }
 
-    async fn open(directory: TempDir, settings: Settings) -> Self {
+    async fn open(directory: TempDir, settings: Settings, outside: Outside) -> Self {
         let path = directory.path().join(FILE);
-        let processes = vec![Process::start(&path, settings).await];
+        let processes = vec![Process::start(&path, settings, &outside).await];
         let beside = Connection::open(&path).unwrap();
         beside.pragma_update(None, "query_only", true).unwrap();
-        Self { processes, turn: 0, settings, beside, directory }
+        Self { processes, turn: 0, settings, outside, beside, directory }
     }
 
     /// A database that an earlier version of the program has left, brought up to date.
-    pub(super) async fn of_version_1(settings: Settings) -> Self {
+    pub(super) async fn of_version_1(settings: Settings, outside: Outside) -> Self {
         let directory = directory();
         let db = Connection::open(directory.path().join(FILE)).unwrap();
         db.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())).unwrap();
         db.execute_batch(include_str!("../../src/store/sqlite/schema.sql")).unwrap();
         db.execute_batch(VERSION_1).unwrap();
         db.close().unwrap();
-        Self::open(directory, settings).await
+        Self::open(directory, settings, outside).await
     }
 
     pub(super) fn store(&self) -> &Store {
@@ -138,7 +101,7 @@ impl World {
 
     pub(super) async fn begin_handover(&mut self) {
         if self.processes.len() == 1 {
-            self.processes.push(Process::start(&self.path(), self.settings).await);
+            self.processes.push(Process::start(&self.path(), self.settings, &self.outside).await);
         }
     }
 
@@ -184,25 +147,25 @@ impl World {
     }
 
     /// Ends as a service does that is told to.
-    pub(super) async fn close(self) -> (TempDir, Settings) {
+    pub(super) async fn close(self) -> (TempDir, Settings, Outside) {
         drop(self.beside);
         for process in self.processes {
             process.end().await;
         }
-        (self.directory, self.settings)
+        (self.directory, self.settings, self.outside)
     }
 
     pub(super) async fn reopen(self) -> Self {
-        let (directory, settings) = self.close().await;
-        Self::open(directory, settings).await
+        let (directory, settings, outside) = self.close().await;
+        Self::open(directory, settings, outside).await
     }
 
     /// Goes on with a copy of the files, as a process does after the one before it was killed.
     pub(super) async fn recover(self, copy: FileCopy) -> Self {
-        let (_, settings) = self.close().await;
+        let (_, settings, outside) = self.close().await;
         let directory = directory();
         copy.write_to(directory.path());
-        Self::open(directory, settings).await
+        Self::open(directory, settings, outside).await
     }
 
     /// Does one write, and says in a word or more how it went.
@@ -211,9 +174,26 @@ impl World {
         run(store, notify, op).await
     }
 
+    /// The process whose turn it is.
+    pub(super) fn process(&mut self) -> &mut Process {
+        &mut self.processes[self.turn]
+    }
+
+    pub(super) fn processes(&mut self) -> impl Iterator<Item = &mut Process> {
+        self.processes.iter_mut()
+    }
+
+    /// Has the process do something by itself, and says what it took in hand.
+    pub(super) async fn act(&mut self, act: &Act) -> String {
+        if let Act::Deliver { part, .. } | Act::Ask { part, .. } | Act::TellOperator { part } = act {
+            self.outside.expect(part.clone());
+        }
+        self.processes[self.turn].act(act).await
+    }
+
     /// Rejections wait for company; this is some.
-    pub(super) async fn write_rejections(&self) {
-        self.store().probe().await.unwrap();
+    pub(super) async fn write_rejections(&self) -> Result<(), StoreError> {
+        self.store().probe().await
     }
 
     /// Does several writes in one transaction, in this order; `arm` comes before it.

@@ -10,6 +10,7 @@ use qrcode::render::unicode::Dense1x2;
 use super::{parse_amount, show};
 use crate::cli::{output, parse_language};
 use crate::config::{CREDITS_MAX, Config, Current, faults_of_gateway_text};
+use crate::domain::clock::Clock;
 use crate::domain::failure::LocalizedError;
 use crate::domain::language::{Language, Localized, localized};
 use crate::domain::money::Amount;
@@ -65,7 +66,7 @@ pub(super) async fn run(arguments: Create, config: &Config) -> anyhow::Result<Ex
         .map_err(impossible)?;
     let store = Store::open(config, Opening::Create).await?;
     let config = Current::new(config.clone());
-    let gateways = Arc::new(Gateways::new(&config, &store, &Client::new()));
+    let gateways = Arc::new(Gateways::new(&config, &store, &Client::new(), &Clock::system()));
     let created = Cashier::new(&config, &store, &gateways).create(wish).await;
     store.close().await?;
     let Checkout { order, remark, .. } = created.map_err(impossible)?;

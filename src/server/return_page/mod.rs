@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use crate::channel::epay::Unverified;
 use crate::config::Current;
-use crate::domain::clock::Timestamp;
+use crate::domain::clock::Clock;
 use crate::domain::language::Language;
 use crate::domain::order::{Order, OrderStatus};
 use crate::net::response::{HTML, Response, respond_uncached};
@@ -39,6 +39,7 @@ pub(super) struct ReturnPage {
     config: Current,
     store: Store,
     questions: Questions,
+    clock: Clock,
 }
 
 /// What there is to show.
@@ -52,13 +53,13 @@ enum Found {
 
 impl ReturnPage {
     /// `ask` is called with orders whose buyers wait for their payment to be seen.
-    pub(super) fn new(config: Current, store: Store, ask: Ask) -> Self {
-        Self { config, store, questions: Questions::new(ask) }
+    pub(super) fn new(config: Current, store: Store, ask: Ask, clock: Clock) -> Self {
+        Self { config, store, questions: Questions::new(ask), clock }
     }
 
     pub(super) async fn answer(&self, query: &str, headers: &HeaderMap) -> Response {
         let found = self.find(query).await;
-        let now = Timestamp::now();
+        let now = self.clock.now();
         let (language, bot) = {
             let config = self.config.load();
             let language = accept_language::preferred(headers.get_all(ACCEPT_LANGUAGE));
@@ -69,7 +70,7 @@ impl ReturnPage {
             Found::Order(order) => {
                 let html = page.order(&order, now);
                 if matches!(order.status(now), OrderStatus::Pending | OrderStatus::Expired) {
-                    self.questions.ask(*order);
+                    self.questions.ask(*order, self.clock.instant());
                 }
                 finished(StatusCode::OK, html, language)
             }

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::domain::order::{Order, OrderNo};
 use crate::sync::lock;
@@ -27,8 +29,8 @@ impl Questions {
     }
 
     /// Asks about the order, unless that was done a moment ago.
-    pub(super) fn ask(&self, order: Order) {
-        if self.is_due(&order.terms.order_no, Instant::now()) {
+    pub(super) fn ask(&self, order: Order, now: Instant) {
+        if self.is_due(&order.terms.order_no, now) {
             (self.ask)(order);
         }
     }

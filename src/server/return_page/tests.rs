@@ -9,7 +9,7 @@ use super::page::{SCRIPT, STYLE, source};
 use super::*;
 use crate::channel::epay::{CallbackFields, PrivateKey, SignedCallback, encode};
 use crate::config::{Config, DatabaseUrl};
-use crate::domain::clock::Timestamp;
+use crate::domain::clock::{Clock, Timestamp};
 use crate::domain::money::Amount;
 use crate::domain::order::NewOrder;
 use crate::domain::secret::Secret;
@@ -105,7 +105,7 @@ impl Fixture {
         let ask: Ask = Arc::new(move |_| {
             counter.fetch_add(1, Ordering::Relaxed);
         });
-        Self { _directory: directory, page: ReturnPage::new(config, store, ask), asked }
+        Self { _directory: directory, page: ReturnPage::new(config, store, ask, Clock::system()), asked }
     }
 
     async fn get(&self, query: &str, languages: &'static str) -> (HeaderMap, String) {

@@ -142,21 +142,23 @@ fn claim_due(
 }
 
 fn attempted(db: &Connection, id: i64, attempt: &Attempt, now: Timestamp) -> Result<(), StoreError> {
-    let (state, due_at, error, uncounted) = match attempt {
-        Attempt::Sent => (DeliveryState::Sent, None, None, 0),
-        Attempt::Again { at, error } => (DeliveryState::Due, Some(at.ms()), Some(error), 0),
-        Attempt::NotNow { at, error } => (DeliveryState::Due, Some(at.ms()), Some(error), 1),
-        Attempt::Failed { error } => (DeliveryState::Failed, None, Some(error), 0),
+    let (state, due_at, error, attempts_max) = match attempt {
+        Attempt::Sent => (DeliveryState::Sent, None, None, None),
+        Attempt::Again { at, error } => (DeliveryState::Due, Some(at.ms()), Some(error), None),
+        Attempt::NotNow { at, attempts_before, error } => {
+            (DeliveryState::Due, Some(at.ms()), Some(error), Some(*attempts_before))
+        }
+        Attempt::Failed { error } => (DeliveryState::Failed, None, Some(error), None),
     };
     let finished_at = due_at.is_none().then(|| now.ms());
     // Whoever overran its lease may find that another one has delivered it in the meantime, which then stays true.
     db.prepare_cached(
-        "UPDATE outbox SET state = :state, due_at_ms = coalesce(:due_at, due_at_ms), attempts = max(attempts - :uncounted, 0),
-             error = :error, finished_at_ms = :finished_at
+        "UPDATE outbox SET state = :state, due_at_ms = coalesce(:due_at, due_at_ms),
+             attempts = min(attempts, coalesce(:attempts_max, attempts)), error = :error, finished_at_ms = :finished_at
          WHERE id = :id AND (state = 'due' OR :state = 'sent')",
     )?
     .execute(named_params! {
-        ":uncounted": uncounted,
+        ":attempts_max": attempts_max,
         ":state": state.name(),
         ":due_at": due_at,
         ":error": error,

@@ -26,7 +26,7 @@ pub(crate) use replies::Replies;
 
 use super::form::encode;
 use super::notification::Credentials;
-use crate::domain::clock::Timestamp;
+use crate::domain::clock::Clock;
 use crate::domain::money::Amount;
 use crate::domain::order::OrderNo;
 use crate::net::client::{Client, OutgoingError, Reply};
@@ -41,6 +41,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(crate) struct Gateway {
     client: Client,
+    clock: Clock,
     /// The base URL, with a `/` at its end.
     base_url: String,
     pid: String,
@@ -49,10 +50,16 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     /// The gateway at `base_url`, asked as the merchant `pid`; `None` for V2 without a private key, with which nothing can be asked.
-    pub(crate) fn new(client: Client, base_url: &str, pid: &str, credentials: &Credentials) -> Option<Self> {
+    pub(crate) fn new(
+        client: Client,
+        clock: Clock,
+        base_url: &str,
+        pid: &str,
+        credentials: &Credentials,
+    ) -> Option<Self> {
         let protocol = Protocol::new(credentials)?;
         let base_url = format!("{}/", base_url.trim_end_matches('/'));
-        Some(Self { client, base_url, pid: pid.to_owned(), protocol })
+        Some(Self { client, clock, base_url, pid: pid.to_owned(), protocol })
     }
 
     /// A signed link to the gateway's page for `payable`, made without asking anybody. `None` for V2, which has no such links, and
@@ -71,12 +78,12 @@ impl Gateway {
         let page = match self.protocol {
             Protocol::V1 { .. } => "mapi.php",
             Protocol::V2 { .. } => {
-                request.extend([("method", "web".into()), ("timestamp", timestamp().into())]);
+                request.extend([("method", "web".into()), ("timestamp", self.timestamp().into())]);
                 "api/pay/create"
             }
         };
         let reply = self.post_repeatable(page, request, TIMEOUT).await?;
-        PayPage::read(&self.protocol, &self.fields(&reply)?, Timestamp::now())
+        PayPage::read(&self.protocol, &self.fields(&reply)?, self.clock.now())
     }
 
     /// Asks about the order `order_no`, or about its payment `trade_no` where one is named, all attempts within `timeout`.
@@ -98,7 +105,7 @@ impl Gateway {
                 self.post_repeatable("api/pay/query", request, timeout).await?
             }
         };
-        Answer::read(&self.protocol, &reply.body, &self.fields(&reply)?, Timestamp::now())
+        Answer::read(&self.protocol, &reply.body, &self.fields(&reply)?, self.clock.now())
     }
 
     /// Asks to give `amount` of the payment `trade_no` back; where that number is blank, of whichever payment paid the order.
@@ -134,19 +141,19 @@ impl Gateway {
             return Err(GatewayError::RateLimited(reply.retry_after));
         }
         let asked = RefundAsked { pid: &self.pid, order_no, trade_no, amount };
-        Ok(RefundReply::read(&self.protocol, &reply, &asked, Timestamp::now()))
+        Ok(RefundReply::read(&self.protocol, &reply, &asked, self.clock.now()))
     }
 
     /// V2: asks how far the refund of the order `order_no` has come.
     pub(crate) async fn refund_query(&self, order_no: &OrderNo) -> Result<RefundState, GatewayError> {
         let fields = self.ask_v2("api/pay/refundquery", "out_refund_no", order_no).await?;
-        RefundState::read(&self.protocol, &fields, order_no, Timestamp::now())
+        RefundState::read(&self.protocol, &fields, order_no, self.clock.now())
     }
 
     /// V2: asks to take no payment for the order `order_no` any more.
     pub(crate) async fn close(&self, order_no: &OrderNo) -> Result<(), GatewayError> {
         let fields = self.ask_v2("api/pay/close", "out_trade_no", order_no).await?;
-        self.protocol.check(&fields, &[], Timestamp::now())
+        self.protocol.check(&fields, &[], self.clock.now())
     }
 
     async fn ask_v2(&self, page: &str, field: &'static str, order_no: &OrderNo) -> Result<Fields, GatewayError> {
@@ -159,7 +166,12 @@ impl Gateway {
 
     /// What every V2 request about an order has.
     fn v2_request<'a>(&'a self, field: &'static str, number: &'a str) -> Request<'a> {
-        vec![("pid", self.pid.as_str().into()), ("timestamp", timestamp().into()), (field, number.into())]
+        vec![("pid", self.pid.as_str().into()), ("timestamp", self.timestamp().into()), (field, number.into())]
+    }
+
+    /// Now, as V2 requests say it: in Unix seconds.
+    fn timestamp(&self) -> String {
+        self.clock.now().ms().div_euclid(1000).to_string()
     }
 
     async fn post_repeatable(
@@ -181,11 +193,6 @@ impl Gateway {
         Fields::parse(&reply.body)
             .ok_or_else(|| GatewayError::NotJson { status: reply.status, beginning: self.protocol.told(&reply.body) })
     }
-}
-
-/// Now, as V2 requests say it: in Unix seconds.
-fn timestamp() -> String {
-    Timestamp::now().ms().div_euclid(1000).to_string()
 }
 
 fn borrowed<'a>(request: &'a [(&'static str, String)]) -> Vec<(&'a str, &'a str)> {

@@ -76,7 +76,7 @@ async fn what_becomes_of_an_attempt() {
     for (attempt, state, due_at, attempts, finished_at) in [
         (Attempt::Sent, DeliveryState::Sent, None, 1, Some(at(2))),
         (Attempt::Again { at: at(9), error: error() }, DeliveryState::Due, Some(at(9)), 1, None),
-        (Attempt::NotNow { at: at(9), error: error() }, DeliveryState::Due, Some(at(9)), 0, None),
+        (Attempt::NotNow { at: at(9), attempts_before: 0, error: error() }, DeliveryState::Due, Some(at(9)), 0, None),
         (Attempt::Failed { error: error() }, DeliveryState::Failed, None, 1, Some(at(2))),
     ] {
         let fixture = Fixture::with_paid_orders(1, false).await;
@@ -155,4 +155,18 @@ async fn a_filter_takes_what_it_names() {
         assert_eq!(found.len(), count, "{text}");
         assert_eq!(fixture.store.deliver_again(Channel::Event, filter, at(3)).await.unwrap(), 0, "{text}");
     }
+}
+
+/// Whoever does not hear that an attempt was noted notes it once more.
+#[tokio::test]
+async fn an_attempt_that_does_not_count_is_taken_back_once() {
+    let fixture = Fixture::with_paid_orders(1, false).await;
+    let id = fixture.claim(at(1)).await[0].id;
+    fixture.store.attempted(id, Attempt::Again { at: at(9), error: "no".into() }, at(2)).await.unwrap();
+    assert_eq!(fixture.claim(at(9)).await[0].attempts, 2);
+    for _ in 0..2 {
+        let attempt = Attempt::NotNow { at: at(20), attempts_before: 1, error: "too many".into() };
+        fixture.store.attempted(id, attempt, at(10)).await.unwrap();
+    }
+    assert_eq!(fixture.only(Channel::Telegram).await.attempts, 1);
 }

@@ -7,6 +7,7 @@ mod requests;
 use super::super::form::Form;
 use super::super::rsa::{PlatformKey, PrivateKey};
 use super::*;
+use crate::domain::clock::Timestamp;
 use crate::domain::secret::Secret;
 
 const KEY: &str = "89unJUB8HZ54Hj7x4nUj56HN4nUzUJ8i";
@@ -34,7 +35,7 @@ fn protocol(credentials: &Credentials) -> Protocol {
 }
 
 fn gateway(base_url: &str, credentials: &Credentials) -> Gateway {
-    Gateway::new(Client::new(), base_url, PID, credentials).unwrap()
+    Gateway::new(Client::new(), Clock::system(), base_url, PID, credentials).unwrap()
 }
 
 fn order_no() -> OrderNo {

@@ -124,7 +124,7 @@ fn v2_has_no_links_and_asks_nothing_without_a_private_key() {
     assert_eq!(gateway("http://a/", &v2()).pay_link(&payable(&order_no, "x")), None);
     let Credentials::V2 { platform_key, .. } = v2() else { unreachable!("v2() is V2") };
     let without = Credentials::V2 { platform_key, private_key: None };
-    assert!(Gateway::new(Client::new(), "http://a/", PID, &without).is_none());
+    assert!(Gateway::new(Client::new(), Clock::system(), "http://a/", PID, &without).is_none());
 }
 
 #[test]
