@@ -254,6 +254,26 @@ fn help_speaks_the_configured_language() {
     assert_eq!(chinese.run(&["--version"]).stdout, format!("webhookctl {}\n", env!("CARGO_PKG_VERSION")));
 }
 
+/// What is wrong with an argument is told in the middle of a message of the command line's own.
+#[test]
+fn a_wrong_argument_is_told_in_the_configured_language() {
+    let chinese = Sandbox::new();
+    let english = Sandbox::with_config(&format!("language = \"en\"\n{CONFIG}"));
+    for (arguments, zh_word, en_word) in [
+        (&["logs", "--level", "loud"][..], "其中之一", "one of"),
+        (&["users", "grant", "1001", "0", "--reason", "x"], "积分", "credits"),
+        (&["stop", "--timeout", "soon"], "秒", "seconds"),
+    ] {
+        let (zh, en) = (chinese.run(arguments), english.run(arguments));
+        assert_eq!((zh.code, en.code), (2, 2), "{zh:?} {en:?}");
+        let told = |outcome: &Outcome| outcome.stderr.lines().next().unwrap_or_default().to_owned();
+        let (zh, en) = (told(&zh), told(&en));
+        assert!(zh.contains(zh_word) && en.contains(en_word) && en.is_ascii(), "{zh}\n{en}");
+        let value = |line: &str| line.split(": ").take(2).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(value(&zh), value(&en), "the rest is clap's");
+    }
+}
+
 #[test]
 fn the_demo_needs_nothing_and_leaves_nothing() {
     for language in ["zh", "en"] {
