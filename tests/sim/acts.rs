@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::ops::Message;
 use super::outside::{Contact, Part};
 use super::process::{Act, Promises};
-use super::rounds::{Ends, InHand};
+use super::rounds::{Ends, InHand, operator_pause_s};
 use super::run::{Broken, Run, Step, Trouble};
 use crate::store::Channel;
 
@@ -183,7 +183,7 @@ impl Run {
         if let Some((kind, order_no)) = newest.iter().find(|(_, order_no)| !contact.kind.contains(order_no.as_str())) {
             return Err(Broken(format!("{contact:?} says nothing of {kind} of {order_no}")));
         }
-        let pause_s = promises.operator_pause_s(&part.fate);
+        let pause_s = operator_pause_s(&part.fate);
         if pause_s.is_some() {
             self.told = self.model.books.receipts.len();
         }

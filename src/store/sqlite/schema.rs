@@ -155,6 +155,9 @@ pub(super) fn open_read_only(path: &Path) -> Result<Connection, OpenError> {
     if !differences.is_empty() {
         return Err(OpenError::OtherSchema { path: path.to_owned(), differences: differences.into() });
     }
+    close_to_others(path)?;
+    // Its log may be a dead service's: the last connection to close copies and removes it, whichever command that is.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     Ok(db)
 }
 
