@@ -8,41 +8,30 @@ use anstyle::{AnsiColor, Style};
 
 use super::output;
 use crate::config::LogLevel;
-use crate::domain::clock::{LogTime, Timestamp};
 use crate::domain::failure::{LocalizedError, failure};
 use crate::domain::language::{Language, localized, text};
 use crate::process::exit::{Exit, eprint};
 use crate::process::failure::text_of;
-use crate::process::logs::{Filter, Follow, Line, LogFile, complete_end, last_lines, level_of};
-
-/// How many lines are shown where nothing else is asked for.
-const LINES_DEFAULT: u64 = 20;
+use crate::process::logs::{Follow, Line, LogFile, complete_end, is_wanted, last_lines, level_of};
 
 /// How often it is looked whether there are new lines.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Show so many lines, the last that fit [default: 20; with --since all]
-    #[arg(short = 'n', long, value_name = "N")]
-    lines: Option<u64>,
+    /// Show so many lines, the last ones
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
+    lines: u64,
     /// Go on with new lines as they come, across rotations
     #[arg(short, long)]
     follow: bool,
     /// Only records of this level and above: debug, info, warning, error
     #[arg(long, value_parser = parse_level)]
     level: Option<LogLevel>,
-    /// Only records since then: 90s, 10m, 2h or 1d ago, or "2026-01-02 03:04"
-    #[arg(long, value_name = "TIME", value_parser = parse_since)]
-    since: Option<LogTime>,
-    /// Only lines that contain this text; may be given several times
-    #[arg(long, value_name = "TEXT")]
-    grep: Vec<String>,
 }
 
 pub(super) fn run(arguments: &Arguments, log_file: &Path, language: Language) -> anyhow::Result<Exit> {
-    let filter = Filter::new(arguments.level, arguments.since, &arguments.grep);
-    let wanted = arguments.lines.or(arguments.since.is_none().then_some(LINES_DEFAULT));
+    let (wanted, level) = (arguments.lines, arguments.level);
     let mut printer = Printer::new();
     let log = LogFile::open(log_file)?;
     let mut print = |line: Line<'_>| printer.print(line);
@@ -50,11 +39,11 @@ pub(super) fn run(arguments: &Arguments, log_file: &Path, language: Language) ->
         Some(log) if arguments.follow => {
             // A record of which the end has not been written yet comes later.
             let end = complete_end(&log, log.len())?;
-            last_lines(&log, end, wanted, &filter, &mut print)?;
+            last_lines(&log, end, wanted, level, &mut print)?;
             Follow::from(log_file, log, end)?
         }
         Some(log) => {
-            last_lines(&log, log.len(), wanted, &filter, &mut print)?;
+            last_lines(&log, log.len(), wanted, level, &mut print)?;
             printer.flush()?;
             return Ok(Exit::Done);
         }
@@ -64,18 +53,23 @@ pub(super) fn run(arguments: &Arguments, log_file: &Path, language: Language) ->
         }
         None => return Err(failure!("logs.missing", path = log_file.display())),
     };
-    go_on(follow, &filter, printer, language)
+    go_on(follow, level, printer, language)
 }
 
 /// Prints new lines until somebody ends it.
-fn go_on(mut follow: Follow, filter: &Filter, mut printer: Printer, language: Language) -> anyhow::Result<Exit> {
+fn go_on(
+    mut follow: Follow,
+    level: Option<LogLevel>,
+    mut printer: Printer,
+    language: Language,
+) -> anyhow::Result<Exit> {
     loop {
         printer.flush()?;
         if let Some(trouble) = follow.take_trouble() {
             eprint(&text_of(&trouble, language));
         }
         output::wait_while_open(LOOK_INTERVAL)?;
-        follow.read_on(&mut |line| if filter.admits(line.text) { printer.print(line) } else { Ok(()) })?;
+        follow.read_on(&mut |line| if is_wanted(line.text, level) { printer.print(line) } else { Ok(()) })?;
     }
 }
 
@@ -118,10 +112,6 @@ fn rendered(line: Line<'_>, in_colour: bool) -> String {
 fn parse_level(text: &str) -> Result<LogLevel, LocalizedError> {
     LogLevel::from_name(text)
         .ok_or_else(|| LocalizedError::from(localized!("cli.not_one_of", known = LogLevel::known())))
-}
-
-fn parse_since(text: &str) -> Result<LogTime, LocalizedError> {
-    LogTime::parse_since(text, Timestamp::now()).ok_or_else(|| LocalizedError::from(localized!("logs.bad_since")))
 }
 
 #[cfg(test)]

@@ -10,8 +10,6 @@ use jiff::{SignedDuration, Span, SpanRelativeTo, civil};
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
-const LOG_TIME: &str = "%Y-%m-%d %H:%M:%S,%3f";
-
 thread_local! {
     /// A second since the Unix epoch, and how local time says it.
     static LOCAL_SECOND: RefCell<(Option<i64>, String)> = const { RefCell::new((None, String::new())) };
@@ -250,48 +248,27 @@ fn running() -> Duration {
     time.try_into().unwrap_or_default()
 }
 
-/// Local time as log records carry it, `2025-07-31 10:50:09,246`. As text it has the order of time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct LogTime([u8; Self::LEN]);
+/// Local time as log records carry it, `2025-07-31 10:50:09,246`.
+pub(crate) struct LogTime;
 
 impl LogTime {
-    /// How many bytes it takes in a record.
+    /// Its length in bytes.
     pub(crate) const LEN: usize = Self::SHAPE.len();
 
     const SHAPE: &[u8; 23] = b"0000-00-00 00:00:00,000";
 
-    /// The time that a log record begins with.
-    pub(crate) fn at_start_of(line: &[u8]) -> Option<Self> {
-        let time = line.first_chunk()?;
+    /// Whether a line begins with such a time.
+    pub(crate) fn begins(line: &[u8]) -> bool {
         let fits = |(byte, shape): (&u8, &u8)| if *shape == b'0' { byte.is_ascii_digit() } else { byte == shape };
-        time.iter().zip(Self::SHAPE).all(fits).then_some(Self(*time))
-    }
-
-    /// The time that a person names: how long before `now`, such as `10m` or `1h 30m`, or local time, such as `2026-01-02 03:04`.
-    pub(crate) fn parse_since(text: &str, now: Timestamp) -> Option<Self> {
-        if let Ok(local) = text.parse::<civil::DateTime>() {
-            return Self::of(local);
-        }
-        Self::earliest_of(ago(text, now)?, &TimeZone::system())
-    }
-
-    /// The earliest time that a record carries which is not older than `instant`. When the clocks go back, a record written after
-    /// it can carry an earlier time than it has itself.
-    fn earliest_of(instant: jiff::Timestamp, zone: &TimeZone) -> Option<Self> {
-        let change = zone.following(instant).next();
-        let local = change.map(|change| zone.to_datetime(change.timestamp()));
-        let own = zone.to_datetime(instant);
-        Self::of(local.map_or(own, |local| local.min(own)))
-    }
-
-    fn of(local: civil::DateTime) -> Option<Self> {
-        Self::at_start_of(local.strftime(LOG_TIME).to_string().as_bytes())
+        line.len() >= Self::LEN && line.iter().zip(Self::SHAPE).all(fits)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LOG_TIME: &str = "%Y-%m-%d %H:%M:%S,%3f";
 
     #[test]
     fn prints_utc_to_the_second() {
@@ -369,7 +346,7 @@ mod tests {
     #[test]
     fn a_record_begins_with_its_time() {
         let now = Timestamp::now().to_log_time().to_string();
-        assert!(LogTime::at_start_of(format!("{now} - x").as_bytes()).is_some(), "{now}");
+        assert!(LogTime::begins(format!("{now} - x").as_bytes()), "{now}");
         for line in [
             "",
             "2026-01-02 03:04:05",
@@ -377,38 +354,7 @@ mod tests {
             "2026-01-02T03:04:05,678 -",
             "x026-01-02 03:04:05,678",
         ] {
-            assert_eq!(LogTime::at_start_of(line.as_bytes()), None, "{line}");
-        }
-    }
-
-    #[test]
-    fn since_when() {
-        let now = Timestamp::from_ms(1_767_323_045_678);
-        let ago = |seconds: i64| Timestamp::from_ms(now.ms() - seconds * 1000).to_log_time().to_string();
-        for (text, expected) in [
-            ("90s", Some(ago(90))),
-            ("10m", Some(ago(600))),
-            ("2h", Some(ago(7200))),
-            ("1d", Some(ago(86_400))),
-            ("1h 30m", Some(ago(5400))),
-            ("0s", Some(ago(0))),
-            ("2026-01-02", Some("2026-01-02 00:00:00,000".into())),
-            ("2026-01-02 03:04", Some("2026-01-02 03:04:00,000".into())),
-            ("2026-01-02 03:04:05", Some("2026-01-02 03:04:05,000".into())),
-            ("2026-01-02 03:04:05,678", Some("2026-01-02 03:04:05,678".into())),
-            ("", None),
-            ("10", None),
-            ("10x", None),
-            ("-10m", None),
-            ("1 month", None),
-            ("9999999999d", None),
-            ("3650000d", None),
-            ("2026-13-02 03:04", None),
-            ("2026-01-02 25:04", None),
-            ("2026-01-02 03:04Z", None),
-        ] {
-            let expected = expected.map(|time| LogTime::at_start_of(time.as_bytes()).unwrap());
-            assert_eq!(LogTime::parse_since(text, now), expected, "{text}");
+            assert!(!LogTime::begins(line.as_bytes()), "{line}");
         }
     }
 
@@ -422,25 +368,6 @@ mod tests {
         assert_eq!(parse(&local), Some(1_767_323_045_000));
         for text in ["", "10", "-10m", "1 month", "2026-13-02 03:04", "9999999999d"] {
             assert_eq!(parse(text), None, "{text}");
-        }
-    }
-
-    #[test]
-    fn nothing_is_missed_where_the_clocks_go_back() {
-        let zone = TimeZone::posix("EST5EDT,M3.2.0,M11.1.0").unwrap();
-        // At 06:00 UTC, 02:00 became 01:00.
-        for (utc, earliest) in [
-            ("2026-11-01T04:59:00Z", "00:59"),
-            ("2026-11-01T05:00:00Z", "01:00"),
-            ("2026-11-01T05:55:00Z", "01:00"),
-            ("2026-11-01T06:00:00Z", "01:00"),
-            ("2026-11-01T06:05:00Z", "01:05"),
-            ("2026-11-01T07:05:00Z", "02:05"),
-            ("2026-03-08T06:59:00Z", "01:59"),
-            ("2026-03-08T07:00:00Z", "03:00"),
-        ] {
-            let time = LogTime::earliest_of(utc.parse().unwrap(), &zone).unwrap();
-            assert_eq!(std::str::from_utf8(&time.0[11..16]).unwrap(), earliest, "{utc}");
         }
     }
 }

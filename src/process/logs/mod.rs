@@ -1,10 +1,10 @@
 //! Reading the log file back: its last lines, and what is added to it while someone looks on.
 //!
-//! [`tail`] finds the wanted lines from the end backwards and then gives them in order; [`follow`] goes on from there, across
-//! rotations. Both hold a block and a line in memory, however large the file is. [`filter`] decides about each line.
+//! [`tail`] finds where the wanted lines begin, from the end backwards, and reads on from there; [`follow`] goes on, across
+//! rotations. Both hold a block and a line in memory, however large the file is.
 
-mod filter;
 mod follow;
+mod level;
 mod lines;
 mod tail;
 
@@ -19,8 +19,8 @@ use crate::domain::failure::{OrFailure, failure};
 use crate::domain::language::{LocalizedText, localized};
 use crate::files::FileIdentity;
 
-pub(crate) use filter::{Filter, level_of};
 pub(crate) use follow::Follow;
+pub(crate) use level::{is_wanted, level_of};
 pub(crate) use lines::Line;
 pub(crate) use tail::{complete_end, last_lines};
 

@@ -1,43 +1,89 @@
 //! The last lines of a file, without reading what stands before them.
 //!
-//! First the file is searched backwards for where the wanted lines are, then these places are read forwards. So nothing but
-//! places is remembered: however many lines are wanted and however long they are, memory stays small.
-
-use std::ops::Range;
+//! The file is searched backwards for the place where they begin, and read forwards from there: however many lines are wanted and
+//! however long they are, memory stays small.
 
 use memchr::{memchr, memrchr, memrchr_iter};
 
-use super::filter::{Filter, Verdict};
-use super::lines::{LINE_MAX, Line, Lines};
+use super::level::{HEAD_MAX, is_wanted};
+use super::lines::{Line, Lines};
 use super::{BLOCK, ReadAt, Take};
+use crate::config::LogLevel;
 
-/// Hands on the last `wanted` lines before `end` that the filter admits, or all of them since its time. It ends at the first
-/// record from before that time: where the clock was set back, older lines than that are not looked for.
+/// Hands on the last `wanted` lines before `end`; with a level, the last records of that level and above.
 pub(crate) fn last_lines(
     log: &impl ReadAt,
     end: u64,
-    wanted: Option<u64>,
-    filter: &Filter,
+    wanted: u64,
+    level: Option<LogLevel>,
     take: Take<'_>,
 ) -> anyhow::Result<()> {
-    last_lines_by_blocks(BLOCK, log, end, wanted, filter, take)
+    last_lines_by_blocks(&mut vec![0; BLOCK], log, end, wanted, level, take)
 }
 
 fn last_lines_by_blocks(
-    block: usize,
+    block: &mut [u8],
     log: &impl ReadAt,
     end: u64,
-    wanted: Option<u64>,
-    filter: &Filter,
+    wanted: u64,
+    level: Option<LogLevel>,
     take: Take<'_>,
 ) -> anyhow::Result<()> {
-    let mut block = vec![0; block];
-    let found = Found::new(filter, wanted.unwrap_or(u64::MAX), block.len());
-    let search = Search { log, found, line_end: end, border_line: Vec::new() };
-    for stretch in search.run(&mut block)?.into_iter().rev() {
-        copy(log, stretch, filter, &mut block, take)?;
+    let mut take = |line: Line<'_>| if is_wanted(line.text, level) { take(line) } else { Ok(()) };
+    let mut lines = Lines::default();
+    let mut at = start_of(block, log, end, wanted, level)?;
+    while at < end {
+        let len = (end - at).min(block.len() as u64);
+        let count = log.read_at(&mut block[..bytes(len)], at)?;
+        if count == 0 {
+            // The file was cut off meanwhile.
+            break;
+        }
+        lines.feed(&block[..count], &mut take)?;
+        at += count as u64;
     }
-    Ok(())
+    lines.finish(&mut take)
+}
+
+/// The place where the last `wanted` lines before `end` begin.
+fn start_of(
+    block: &mut [u8],
+    log: &impl ReadAt,
+    end: u64,
+    wanted: u64,
+    level: Option<LogLevel>,
+) -> anyhow::Result<u64> {
+    let (mut at, mut end, mut missing) = (end, end, wanted);
+    let mut head = [0; HEAD_MAX];
+    while at > 0 && missing > 0 {
+        let (from, text) = read_before(log, at, block)?;
+        if from + (text.len() as u64) < at {
+            // The file was cut off meanwhile: the lines that were counted are gone.
+            (end, missing) = (from + text.len() as u64, wanted);
+        }
+        for newline in memrchr_iter(b'\n', text) {
+            let start = from + newline as u64 + 1;
+            let line = &text[newline + 1..];
+            let line = match memchr(b'\n', line) {
+                Some(len) => &line[..len],
+                // Its end is not in this block.
+                None if level.is_some() => {
+                    let count = log.read_at(&mut head, start)?;
+                    head[..count].split(|byte| *byte == b'\n').next().unwrap_or_default()
+                }
+                None => line,
+            };
+            // Behind the last line end there is no line.
+            if start < end && is_wanted(line, level) {
+                missing -= 1;
+                if missing == 0 {
+                    return Ok(start);
+                }
+            }
+        }
+        at = from;
+    }
+    Ok(if missing > 0 { 0 } else { end })
 }
 
 /// The end of the last complete line before `end`.
@@ -63,148 +109,6 @@ fn read_before<'b>(log: &impl ReadAt, at: u64, block: &'b mut [u8]) -> anyhow::R
     Ok((from, &block[..count]))
 }
 
-/// Hands on the lines of a stretch that the filter admits.
-fn copy(
-    log: &impl ReadAt,
-    stretch: Range<u64>,
-    filter: &Filter,
-    block: &mut [u8],
-    take: Take<'_>,
-) -> anyhow::Result<()> {
-    let mut take = |line: Line<'_>| if filter.admits(line.text) { take(line) } else { Ok(()) };
-    let mut lines = Lines::default();
-    let mut at = stretch.start;
-    while at < stretch.end {
-        let len = (stretch.end - at).min(block.len() as u64);
-        let count = log.read_at(&mut block[..bytes(len)], at)?;
-        if count == 0 {
-            // The file was cut off meanwhile.
-            break;
-        }
-        lines.feed(&block[..count], &mut take)?;
-        at += count as u64;
-    }
-    lines.finish(&mut take)
-}
-
-/// A search for the places of the wanted lines, backwards.
-struct Search<'a, L> {
-    log: &'a L,
-    found: Found<'a>,
-    /// Where the last line ends that has not been judged yet.
-    line_end: u64,
-    /// Holds a line that is not all in the present block.
-    border_line: Vec<u8>,
-}
-
-impl<L: ReadAt> Search<'_, L> {
-    fn run(mut self, block: &mut [u8]) -> anyhow::Result<Vec<Range<u64>>> {
-        let mut at = self.line_end;
-        while at > 0 && !self.found.is_complete() {
-            let (from, text) = read_before(self.log, at, block)?;
-            let text_end = from + text.len() as u64;
-            if text_end < at {
-                // The file was cut off meanwhile: what was found behind this is gone.
-                self.found.forget();
-                self.line_end = text_end;
-            }
-            self.search_block(from, text)?;
-            at = from;
-        }
-        if !self.found.is_complete() && self.line_end > 0 {
-            self.judge_border_line(0)?;
-        }
-        Ok(self.found.stretches)
-    }
-
-    /// Judges the lines that begin in this block behind a line end.
-    fn search_block(&mut self, from: u64, text: &[u8]) -> anyhow::Result<()> {
-        let Some(newline) = memrchr(b'\n', text) else {
-            // The midst of a long line.
-            return Ok(());
-        };
-        let start = from + newline as u64 + 1;
-        if start < self.line_end {
-            self.judge_border_line(start)?;
-        }
-        let whole_lines = &text[..=newline];
-        if self.found.filter.rules_out(whole_lines) {
-            let first = memchr(b'\n', whole_lines).unwrap_or(newline);
-            self.line_end = from + first as u64 + 1;
-            return Ok(());
-        }
-        let mut end = whole_lines.len();
-        for newline in memrchr_iter(b'\n', &text[..newline]) {
-            if self.found.is_complete() {
-                break;
-            }
-            let start = newline + 1;
-            self.found.judge(from + start as u64..from + end as u64, &text[start..end]);
-            end = start;
-        }
-        self.line_end = from + end as u64;
-        Ok(())
-    }
-
-    /// Judges the line from `start` on, which has to be read once more.
-    fn judge_border_line(&mut self, start: u64) -> anyhow::Result<()> {
-        let len = (self.line_end - start).min(LINE_MAX as u64);
-        self.border_line.resize(bytes(len), 0);
-        let count = self.log.read_at(&mut self.border_line, start)?;
-        self.found.judge(start..self.line_end, &self.border_line[..count]);
-        self.line_end = start;
-        Ok(())
-    }
-}
-
-/// The places of wanted lines.
-struct Found<'a> {
-    filter: &'a Filter,
-    wanted: u64,
-    missing: u64,
-    /// The last ones first. Lines less than `apart` from each other share a stretch, so that there are never more stretches
-    /// than blocks in the file; what is between them is filtered again when they are read.
-    stretches: Vec<Range<u64>>,
-    apart: u64,
-}
-
-impl<'a> Found<'a> {
-    fn new(filter: &'a Filter, wanted: u64, apart: usize) -> Self {
-        Self { filter, wanted, missing: wanted, stretches: Vec::new(), apart: apart as u64 }
-    }
-
-    fn forget(&mut self) {
-        self.stretches.clear();
-        self.missing = self.wanted;
-    }
-
-    fn is_complete(&self) -> bool {
-        self.missing == 0
-    }
-
-    /// Keeps the place of a line if it is wanted.
-    fn judge(&mut self, place: Range<u64>, line: &[u8]) {
-        if self.is_complete() {
-            return;
-        }
-        match self.filter.judge(line.strip_suffix(b"\n").unwrap_or(line)) {
-            Verdict::Unwanted => {}
-            Verdict::TooOld => self.missing = 0,
-            Verdict::Wanted => {
-                self.missing -= 1;
-                self.add(place);
-            }
-        }
-    }
-
-    fn add(&mut self, place: Range<u64>) {
-        match self.stretches.last_mut() {
-            Some(stretch) if stretch.start - place.end < self.apart => stretch.start = place.start,
-            _ => self.stretches.push(place),
-        }
-    }
-}
-
 /// A length that fits a buffer.
 fn bytes(len: u64) -> usize {
     usize::try_from(len).expect("no longer than a buffer")
@@ -216,7 +120,6 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::level_of;
     use super::*;
     use crate::config::LogLevel;
 
@@ -253,13 +156,13 @@ mod tests {
         format!("2026-01-02 03:04:{second:02},000 - x - {} - {message}\n", level.name().to_uppercase())
     }
 
-    fn found(block: usize, log: &Fake, end: u64, wanted: Option<u64>, filter: &Filter) -> Vec<String> {
+    fn found(block: usize, log: &Fake, end: u64, wanted: u64, level: Option<LogLevel>) -> Vec<String> {
         let mut lines = Vec::new();
         let mut take = |line: Line<'_>| {
             lines.push(String::from_utf8(line.text.to_owned()).unwrap());
             Ok(())
         };
-        last_lines_by_blocks(block, log, end, wanted, filter, &mut take).unwrap();
+        last_lines_by_blocks(&mut vec![0; block], log, end, wanted, level, &mut take).unwrap();
         lines
     }
 
@@ -267,12 +170,9 @@ mod tests {
     fn little_of_a_huge_file_is_read() {
         let text: String = (0..60).map(|n| record(n, LogLevel::Info, &n.to_string())).collect();
         let log = Fake::new(5_000_000_000, &format!("\n{text}"));
-        let since = crate::domain::clock::LogTime::at_start_of(record(40, LogLevel::Info, "").as_bytes());
-        for (wanted, filter) in
-            [(Some(20), Filter::default()), (None, Filter::new(Some(LogLevel::Debug), since, &["x".into()]))]
-        {
+        for level in [None, Some(LogLevel::Debug)] {
             log.read.set(0);
-            let lines = found(BLOCK, &log, log.end(), wanted, &filter);
+            let lines = found(BLOCK, &log, log.end(), 20, level);
             assert_eq!(lines.len(), 20);
             assert!(lines[0].ends_with(" 40") && lines[19].ends_with(" 59"), "{lines:?}");
             assert!(log.read.get() < 2 * BLOCK as u64, "{}", log.read.get());
@@ -280,21 +180,11 @@ mod tests {
     }
 
     #[test]
-    fn lines_far_apart_are_found_and_what_is_between_is_not_read_again() {
-        let needle = record(1, LogLevel::Info, "needle");
-        let hay = record(2, LogLevel::Info, "hay").repeat(1000);
-        let log = Fake::new(0, &[&needle[..], &hay, &needle, &hay].concat());
-        let filter = Filter::new(None, None, &["needle".into()]);
-        assert_eq!(found(1024, &log, log.end(), Some(20), &filter).len(), 2);
-        assert!(log.read.get() < log.end() + 4096, "{} of {}", log.read.get(), log.end());
-    }
-
-    #[test]
     fn a_file_that_was_cut_off_shows_what_is_left() {
         let text: String = (0..50).map(|n| record(n, LogLevel::Info, "x")).collect();
         let log = Fake::new(0, &text);
         for missing in [1, 40, 4000] {
-            let lines = found(64, &log, log.end() + missing, Some(2), &Filter::default());
+            let lines = found(64, &log, log.end() + missing, 2, None);
             assert_eq!(lines, [text.lines().nth(48).unwrap(), text.lines().nth(49).unwrap()]);
         }
     }
@@ -329,21 +219,15 @@ mod tests {
             block in 1..300_usize,
             wanted in 0..30_usize,
             level in prop::option::of(proptest::sample::select(LogLevel::ALL)),
-            text in prop::option::of("[ab]{1,2}"),
         ) {
             let mut all = lines.concat();
             if !ends && all.len() > 1 {
                 all.truncate(all.trim_end_matches('\n').len());
             }
-            let is_wanted = |line: &&str| {
-                text.as_ref().is_none_or(|text| line.contains(text))
-                    && level.is_none_or(|wanted| level_of(line.as_bytes()).is_some_and(|level| level.filter() <= wanted.filter()))
-            };
-            let expected: Vec<_> = all.lines().filter(is_wanted).collect();
+            let expected: Vec<_> = all.lines().filter(|line| is_wanted(line.as_bytes(), level)).collect();
             let expected = &expected[expected.len().saturating_sub(wanted)..];
-            let texts: Vec<_> = text.iter().cloned().collect();
             let log = Fake::new(0, &all);
-            let found = found(block, &log, log.end(), Some(wanted as u64), &Filter::new(level, None, &texts));
+            let found = found(block, &log, log.end(), wanted as u64, level);
             prop_assert_eq!(found, expected);
         }
     }
