@@ -6,9 +6,10 @@ use std::time::Duration;
 use super::ops::Message;
 use super::outside::{Contact, Part};
 use super::process::{Act, Promises};
-use super::rounds::{Ends, InHand};
+use super::rounds::{Ends, InHand, operator_pause_s};
 use super::run::{Broken, Run, Step, Trouble};
 use crate::store::Channel;
+use crate::store::faults::Happened;
 
 /// How long the loop of an outbox sleeps at most.
 const LOOK_EVERY_MS: i64 = 5_000;
@@ -135,7 +136,9 @@ impl Run {
             trouble => {
                 let hindrance = self.hinder(trouble).await;
                 let reply = self.world_mut().act(act).await;
-                self.relieve(hindrance).await;
+                if self.relieve(hindrance).await == Happened::No {
+                    return (reply, Ended::Well);
+                }
                 self.tally.failures += 1;
                 (reply, Ended::Hindered)
             }
@@ -183,7 +186,7 @@ impl Run {
         if let Some((kind, order_no)) = newest.iter().find(|(_, order_no)| !contact.kind.contains(order_no.as_str())) {
             return Err(Broken(format!("{contact:?} says nothing of {kind} of {order_no}")));
         }
-        let pause_s = promises.operator_pause_s(&part.fate);
+        let pause_s = operator_pause_s(&part.fate);
         if pause_s.is_some() {
             self.told = self.model.books.receipts.len();
         }

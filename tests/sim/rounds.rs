@@ -310,14 +310,14 @@ impl Promises {
         before.is_none_or(|before| contact.instant >= before + TELEGRAM_GAP)
     }
 
-    /// How long the operator is left alone by a message that they have, or never will: none where it has to be sent again.
-    pub(super) fn operator_pause_s(&self, fate: &Fate) -> Option<u64> {
-        matches!(upshot(Channel::Telegram, fate), Upshot::Arrived | Upshot::Never).then_some(60)
-    }
-
     pub(super) fn rests(&self, channel: Channel, now: Instant) -> bool {
         self.paused_until[place_of(channel)] > now
     }
+}
+
+/// How long the operator is left alone after a message that they have, or never will: none where it has to be sent again.
+pub(super) fn operator_pause_s(fate: &Fate) -> Option<u64> {
+    matches!(upshot(Channel::Telegram, fate), Upshot::Arrived | Upshot::Never).then_some(60)
 }
 
 pub(super) fn place_of(channel: Channel) -> usize {
