@@ -181,10 +181,9 @@ impl Bot {
 mod tests {
     use std::path::Path;
 
-    use tokio::time::Instant;
-
     use super::*;
     use crate::config::Config;
+    use crate::domain::clock::Timestamp;
     use crate::net::client::loopback::{Act, Loopback};
 
     const TOKEN: &str = "123456:AAsecret-token";
@@ -265,15 +264,15 @@ mod tests {
 
     #[tokio::test]
     async fn messages_keep_their_distance() {
-        let sender = Sender::new(Client::new(), Clock::system());
-        let begin = Instant::now();
-        let turns = (0..5).map(|_| {
-            let sender = sender.clone();
-            tokio::spawn(async move { sender.turn().await })
-        });
-        for turn in turns.collect::<Vec<_>>() {
-            turn.await.unwrap();
+        let clock = Clock::by_hand(Timestamp::from_ms(1_700_000_000_000));
+        let sender = Sender::new(Client::new(), clock.clone());
+        let began = clock.instant();
+        for number in 0..5 {
+            sender.clone().turn().await;
+            assert_eq!(clock.instant() - began, number * GAP, "{number}");
         }
-        assert!(begin.elapsed() >= 4 * GAP);
+        clock.pass(Duration::from_secs(1));
+        sender.turn().await;
+        assert_eq!(clock.instant() - began, 4 * GAP + Duration::from_secs(1), "after a pause there is no wait");
     }
 }

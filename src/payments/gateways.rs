@@ -442,31 +442,50 @@ mod tests {
         assert!(limit.enter(Cause::Return, (1, 600), soon()).await.is_some());
     }
 
-    #[tokio::test]
-    async fn no_more_are_asked_than_the_rate_allows() {
-        let limit = Limit::new(&Clock::system());
-        let began = Instant::now();
-        let mut asked = 0;
-        while limit.enter(Cause::Reconcile, (100, 60), Instant::now()).await.is_some() {
-            asked += 1;
-        }
-        let more = began.elapsed().as_secs() + 1;
-        assert!((10..=10 + more).contains(&asked), "ten seconds' worth, and then one a second: {asked}");
+    fn clock() -> Clock {
+        Clock::by_hand(Timestamp::from_ms(1_700_000_000_000))
     }
 
     #[tokio::test]
-    async fn a_gateway_in_trouble_is_left_alone_until_it_answers() {
-        let limit = Limit::new(&Clock::system());
+    async fn no_more_are_asked_than_the_rate_allows() {
+        let clock = clock();
+        let limit = Limit::new(&clock);
+        let asked = async || {
+            let mut asked = 0;
+            while limit.enter(Cause::Reconcile, (100, 60), clock.instant()).await.is_some() {
+                asked += 1;
+            }
+            asked
+        };
+        assert_eq!(asked().await, 10, "ten seconds' worth");
+        for (seconds, more) in [(1, 1), (3, 3), (60, 10)] {
+            clock.pass(Duration::from_secs(seconds));
+            assert_eq!(asked().await, more, "after {seconds} s");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_gateway_in_trouble_is_left_alone_for_longer_and_longer_until_it_answers() {
+        let clock = clock();
+        let limit = Limit::new(&clock);
+        let soon = || clock.instant() + Duration::from_mins(1);
         let down = GatewayError::Unreachable(OutgoingError::TimedOut);
-        // The pause grows with each failure, to more than a slow machine takes for this.
-        (0..10).for_each(|_| limit.heard(Some(&down)));
-        assert!(limit.is_paused());
-        assert!(limit.enter(Cause::Reconcile, (1, 600), soon()).await.is_none());
-        assert!(limit.enter(Cause::Notify, (1, 600), soon()).await.is_some());
+        let moment = Duration::from_millis(1);
+        for pause_s in [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
+            limit.heard(Some(&down));
+            clock.pass(Duration::from_secs(pause_s).saturating_sub(moment));
+            assert!(limit.is_paused(), "{pause_s}");
+            assert!(limit.enter(Cause::Reconcile, (1, 600), soon()).await.is_none());
+            assert!(limit.enter(Cause::Notify, (1, 600), soon()).await.is_some());
+            clock.pass(moment);
+            assert!(!limit.is_paused(), "{pause_s}");
+        }
         limit.heard(None);
-        assert!(!limit.is_paused());
         // What a gateway says about one order is no trouble of the gateway's.
         limit.heard(Some(&GatewayError::UnknownOrder));
         assert!(!limit.is_paused());
+        limit.heard(Some(&GatewayError::RateLimited(Some(Duration::from_secs(7)))));
+        clock.pass(Duration::from_secs(6));
+        assert!(limit.is_paused());
     }
 }

@@ -9,6 +9,7 @@ use super::process::{Act, Promises};
 use super::rounds::{Ends, InHand, operator_pause_s};
 use super::run::{Broken, Run, Step, Trouble};
 use crate::store::Channel;
+use crate::store::sqlite::faults::Happened;
 
 /// How long the loop of an outbox sleeps at most.
 const LOOK_EVERY_MS: i64 = 5_000;
@@ -135,7 +136,9 @@ impl Run {
             trouble => {
                 let hindrance = self.hinder(trouble).await;
                 let reply = self.world_mut().act(act).await;
-                self.relieve(hindrance).await;
+                if self.relieve(hindrance).await == Happened::No {
+                    return (reply, Ended::Well);
+                }
                 self.tally.failures += 1;
                 (reply, Ended::Hindered)
             }

@@ -1,7 +1,11 @@
-//! Each kind of write fails at its first step, then at its second, until it has no more of them.
+//! Each kind of write, and each round of the service's loops, fails at its first step, then at its second, until it has no more.
 
+use std::time::Duration;
+
+use super::callbacks::Answering;
 use super::ops::{Key, Meaning, Message, Op, Payload, Told};
-use super::outside::Outside;
+use super::outside::{Fate, Outside, Part};
+use super::process::Act;
 use super::random::Random;
 use super::run::{Broken, Run, Trouble};
 use super::world::{Rest, Settings};
@@ -265,6 +269,91 @@ fn every_write_finds_a_lock_and_a_commit_that_fails() {
         _ => Trouble::None,
     });
     assert!(failed > 50, "{failed}");
+}
+
+/// What the service does by itself, with what comes before it.
+fn acts() -> Vec<(&'static str, Vec<Op>, Vec<Act>, Act)> {
+    let settled = || vec![create("A1"), paid("A1", "T1")];
+    let channel = Channel::Telegram;
+    let part = |status, body: &str| Part {
+        fate: Fate::Answered { status, body: body.into(), retry_after_s: Some(7) },
+        after_ms: 100,
+    };
+    let deliver = |part| Act::Deliver { hand: 0, part };
+    let ask = |answering| {
+        let (body, word) = callbacks::answer(answering, "1002", "A1", 3600, Some("T1"));
+        Act::Ask { hand: 0, part: part(200, &body.unwrap()), word }
+    };
+    let taken_up = || vec![Act::TakeUp { channel }];
+    let questions = || vec![Act::TakeUpQuestions];
+    vec![
+        ("take up", settled(), vec![], Act::TakeUp { channel }),
+        ("deliver", settled(), taken_up(), deliver(part(200, r#"{"ok":true}"#))),
+        ("put off", settled(), taken_up(), deliver(part(429, "{}"))),
+        ("refused", settled(), taken_up(), deliver(part(403, "{}"))),
+        ("try again", settled(), taken_up(), deliver(part(500, ""))),
+        ("take up questions", vec![create("A1")], vec![], Act::TakeUpQuestions),
+        ("paid", vec![create("A1")], questions(), ask(Answering::Truly)),
+        ("other amount", vec![create("A1")], questions(), ask(Answering::OtherAmount)),
+        ("other order", vec![create("A1")], questions(), ask(Answering::OtherOrder)),
+        ("frozen", vec![create("A1")], questions(), ask(Answering::Frozen)),
+        ("unknown", vec![create("A1")], questions(), ask(Answering::UnknownOrder)),
+    ]
+}
+
+/// Does an act with a trouble, and then everything that is left to do; whether the trouble came.
+async fn act_in_trouble(before: Vec<Op>, acts: Vec<Act>, act: Act, trouble: Trouble) -> Result<bool, Broken> {
+    let settings = Settings { late: LatePolicy::Review, tells_bot: false, bug: None, service_bug: None, seed: 0 };
+    let outside = outside();
+    let mut run = Run::new(settings, outside.clone()).await;
+    for op in before {
+        run.step(op, Trouble::None).await?;
+    }
+    outside.clock.pass(Duration::from_secs(20));
+    for act in acts {
+        run.act(act, Trouble::None).await?;
+    }
+    run.act(act, trouble).await?;
+    let came = run.tally.crashes + run.tally.failures > 0;
+    // Longer than a lease.
+    outside.clock.pass(Duration::from_mins(1));
+    run.act(Act::TakeUp { channel: Channel::Telegram }, Trouble::None).await?;
+    run.act(Act::TakeUpQuestions, Trouble::None).await?;
+    run.conclude(false).await?;
+    Ok(came)
+}
+
+fn trouble_everywhere(trouble: impl Fn(u64) -> Trouble) -> u64 {
+    let mut times = 0;
+    for (name, before, acts, act) in acts() {
+        for at in 0..STEPS_MAX {
+            let came = act_in_trouble(before.clone(), acts.clone(), act.clone(), trouble(at));
+            let came = runtime().block_on(came).unwrap_or_else(|broken| panic!("{name}, {at}: {}", broken.0));
+            if !came {
+                break;
+            }
+            times += 1;
+        }
+    }
+    times
+}
+
+#[test]
+fn every_act_of_the_service_is_killed_on_the_way() {
+    let times = trouble_everywhere(|at| Trouble::Crash { at: at * 23 });
+    assert!(times > 30, "{times}");
+}
+
+#[test]
+fn every_act_of_the_service_is_interrupted_on_the_way() {
+    let times = trouble_everywhere(|at| Trouble::Interrupt { at: at * 23, lasts: false });
+    assert!(times > 30, "{times}");
+}
+
+#[test]
+fn every_act_of_the_service_is_refused_its_statements() {
+    let times = trouble_everywhere(|at| Trouble::Deny { at: at * 3, lasts: at % 2 == 1 });
+    assert!(times > 20, "{times}");
 }
 
 #[test]

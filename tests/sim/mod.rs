@@ -1,4 +1,5 @@
-//! A simulation of settlement: the real store on real files, and everything that may happen to it, as a seed decides.
+//! A simulation of the service: the real store on real files, the rounds of the real loops, and all that may happen to them, as a seed
+//! decides. The clock is moved by hand, and Telegram, the bot and the gateway are played in this process.
 //!
 //! Part of the unit tests, because it looks into the store. After each write the books are compared with those of a small model
 //! that was written by the contract. `seeds` has the seeds that once found something; `WEBHOOKCTL_SIM_SEED` runs a single

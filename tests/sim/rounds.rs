@@ -315,7 +315,7 @@ impl Promises {
     }
 }
 
-/// How long the operator is left alone by a message that they have, or never will: none where it has to be sent again.
+/// How long the operator is left alone after a message that they have, or never will: none where it has to be sent again.
 pub(super) fn operator_pause_s(fate: &Fate) -> Option<u64> {
     matches!(upshot(Channel::Telegram, fate), Upshot::Arrived | Upshot::Never).then_some(60)
 }
