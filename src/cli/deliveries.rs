@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use super::output;
+use super::{chosen, output};
 use crate::domain::clock::Timestamp;
 use crate::domain::failure::{LocalizedError, failure};
-use crate::domain::language::{Language, localized, text};
+use crate::domain::language::{Language, text};
 use crate::domain::order::OrderNo;
 use crate::process::exit::{Exit, eprint};
 use crate::store::{Channel, Delivery, DeliveryFilter, DeliveryState, News, Store};
@@ -131,6 +131,5 @@ pub(super) async fn existing(store: &Store, order: Option<OrderNo>) -> anyhow::R
 }
 
 fn parse_state(text: &str) -> Result<DeliveryState, LocalizedError> {
-    DeliveryState::from_name(text)
-        .ok_or_else(|| LocalizedError::from(localized!("cli.not_one_of", known = DeliveryState::known())))
+    chosen(DeliveryState::from_name(text), DeliveryState::known)
 }

@@ -11,17 +11,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::callback::{self, Callback, Connection};
 use super::config::random_key;
-use super::{output, parse_language, users};
+use super::{gateways, output, parse_language, users};
 use crate::channel::epay::SignedCallback;
 use crate::config::{Config, Current};
 use crate::dev::simulator::{Merchant, Settings, Simulator};
-use crate::domain::clock::Clock;
 use crate::domain::language::{Language, text};
 use crate::domain::order::{Order, User};
 use crate::domain::secret::Secret;
 use crate::net::client::Client;
 use crate::payments::checkout::{Cashier, DEFAULT_PAYMENT_TYPE, Goods, Wish};
-use crate::payments::gateways::Gateways;
 use crate::process::exit::Exit;
 use crate::server::NOTIFY_PATH;
 use crate::service::Service;
@@ -65,7 +63,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let running = tokio::spawn(service.run(listener, stop.clone().cancelled_owned()));
 
     let current = Current::new(config);
-    let gateways = Arc::new(Gateways::new(&current, &store, &Client::new(), &Clock::system()));
+    let gateways = Arc::new(gateways(&current, &store));
     let cashier = Cashier::new(&current, &store, &gateways);
     let mut demo = Demo { address, gateway, client: Client::new(), cashier, store, passed: true };
     demo.tell(true, &text!(language, "demo.gateway", address = gateway, pid = PID))?;

@@ -16,7 +16,7 @@ pub(super) fn report_usage(error: &clap::Error, language: Language) -> ExitCode 
     let Some(cause) = told else { error.exit() };
     let rendered = error.render();
     let text = if may_be_coloured(&io::stderr()) { rendered.ansi().to_string() } else { rendered.to_string() };
-    // Nobody is left to tell when this fails.
+    // A failure to write to standard error cannot be reported anywhere.
     let _ = io::stderr().write_all(text.replace(&cause.to_string(), &cause.text(language)).as_bytes());
     Exit::Usage.into()
 }

@@ -11,9 +11,9 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::output;
 use super::start::parse_seconds;
 use super::trigger::SendMethod;
+use super::{chosen, output};
 use crate::channel::epay::PrivateKey;
 use crate::config::{ConfigError, Loaded};
 use crate::dev::simulator::{
@@ -249,8 +249,7 @@ fn left_out(reason: LeftOut, pid: &str, language: Language) -> String {
 }
 
 fn parse_answer(text: &str) -> Result<PayAnswer, LocalizedError> {
-    PayAnswer::from_name(text)
-        .ok_or_else(|| LocalizedError::from(localized!("cli.not_one_of", known = PayAnswer::known())))
+    chosen(PayAnswer::from_name(text), PayAnswer::known)
 }
 
 fn parse_fault(text: &str) -> Result<FaultAsked, LocalizedError> {

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 
-use super::output;
+use super::{chosen, output};
 use crate::config::LogLevel;
 use crate::domain::failure::{LocalizedError, failure};
-use crate::domain::language::{Language, localized, text};
+use crate::domain::language::{Language, text};
 use crate::process::exit::{Exit, eprint};
 use crate::process::failure::text_of;
 use crate::process::logs::{Follow, Line, LogFile, complete_end, is_wanted, last_lines, level_of};
@@ -110,8 +110,7 @@ fn rendered(line: Line<'_>, in_colour: bool) -> String {
 }
 
 fn parse_level(text: &str) -> Result<LogLevel, LocalizedError> {
-    LogLevel::from_name(text)
-        .ok_or_else(|| LocalizedError::from(localized!("cli.not_one_of", known = LogLevel::known())))
+    chosen(LogLevel::from_name(text), LogLevel::known)
 }
 
 #[cfg(test)]

@@ -32,10 +32,14 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{ConfigError, Document, process_environment};
+use crate::config::{ConfigError, Current, Document, process_environment};
+use crate::domain::clock::Clock;
 use crate::domain::failure::LocalizedError;
 use crate::domain::language::{Language, localized};
+use crate::net::client::Client;
+use crate::payments::gateways::Gateways;
 use crate::process::exit::Exit;
+use crate::store::Store;
 
 const FILE_HELP: &str = "The configuration file [default: $WEBHOOKCTL_CONFIG, else ./webhookctl.toml if it is there]";
 
@@ -182,8 +186,17 @@ fn run(arguments: Arguments, document: &Result<Document, ConfigError>, language:
 }
 
 fn parse_language(text: &str) -> Result<Language, LocalizedError> {
-    Language::from_name(text)
-        .ok_or_else(|| LocalizedError::from(localized!("cli.not_one_of", known = Language::known())))
+    chosen(Language::from_name(text), Language::known)
+}
+
+/// The value that an argument names; `known` are the names that there are.
+fn chosen<T>(found: Option<T>, known: fn() -> String) -> Result<T, LocalizedError> {
+    found.ok_or_else(|| localized!("cli.not_one_of", known = known()).into())
+}
+
+/// The gateways, as a command asks them.
+fn gateways(config: &Current, store: &Store) -> Gateways {
+    Gateways::new(config, store, &Client::new(), &Clock::system())
 }
 
 /// Runs one command to its end, on this thread.

@@ -5,14 +5,12 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::output;
+use super::{gateways, output};
 use crate::config::{Config, Current};
-use crate::domain::clock::{Clock, Timestamp};
+use crate::domain::clock::Timestamp;
 use crate::domain::failure::LocalizedError;
 use crate::domain::language::{Language, localized, text};
 use crate::domain::outcome::Outcome;
-use crate::net::client::Client;
-use crate::payments::gateways::Gateways;
 use crate::payments::reconcile::{Finding, Reconciler};
 use crate::process::exit::Exit;
 use crate::store::Store;
@@ -40,7 +38,7 @@ pub(super) async fn run(arguments: Arguments, config: &Config) -> anyhow::Result
 async fn sweep(arguments: &Arguments, config: &Config, store: &Store) -> anyhow::Result<Exit> {
     let count = store.count_unpaid_orders(arguments.since).await?;
     let current = Current::new(config.clone());
-    let gateways = Arc::new(Gateways::new(&current, store, &Client::new(), &Clock::system()));
+    let gateways = Arc::new(gateways(&current, store));
     let reconciler = Arc::new(Reconciler::new(&current, store, &gateways));
     let progress = output::progress_bar(count.into(), arguments.json);
     let mut report = Report::default();
@@ -120,5 +118,5 @@ impl Report {
 }
 
 pub(super) fn parse_since(text: &str) -> Result<Timestamp, LocalizedError> {
-    Timestamp::parse_since(text, Timestamp::now()).ok_or_else(|| LocalizedError::from(localized!("logs.bad_since")))
+    Timestamp::parse_since(text, Timestamp::now()).ok_or_else(|| localized!("logs.bad_since").into())
 }

@@ -66,9 +66,7 @@ pub(super) fn plan<'a>(arguments: &Arguments, loaded: &'a Loaded) -> Start<'a> {
 pub(super) fn parse_seconds(text: &str) -> Result<Duration, LocalizedError> {
     let seconds: Option<f64> = text.parse().ok();
     let duration = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    duration
-        .filter(|duration| *duration <= SECONDS_MAX)
-        .ok_or_else(|| LocalizedError::from(localized!("cli.bad_seconds")))
+    duration.filter(|duration| *duration <= SECONDS_MAX).ok_or_else(|| localized!("cli.bad_seconds").into())
 }
 
 /// A day: nothing takes longer, and no clock is out of its range.

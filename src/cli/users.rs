@@ -88,5 +88,5 @@ fn parse_credits(text: &str) -> Result<i64, LocalizedError> {
     let credits: Option<i64> = text.parse().ok();
     credits
         .filter(|credits| *credits != 0 && credits.unsigned_abs() <= CREDITS_MAX.unsigned_abs())
-        .ok_or_else(|| LocalizedError::from(localized!("cli.bad_grant", max = CREDITS_MAX)))
+        .ok_or_else(|| localized!("cli.bad_grant", max = CREDITS_MAX).into())
 }

@@ -2,13 +2,15 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use jiff::tz::{Offset, TimeZone};
 use jiff::{SignedDuration, Span, SpanRelativeTo, civil};
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
+
+use crate::sync::lock;
 
 thread_local! {
     /// A second since the Unix epoch, and how local time says it.
@@ -163,7 +165,7 @@ impl Clock {
     }
 
     fn hands(&self) -> Option<MutexGuard<'_, Hands>> {
-        self.hands.as_ref().map(|hands| hands.lock().unwrap_or_else(PoisonError::into_inner))
+        self.hands.as_ref().map(|hands| lock(hands))
     }
 
     /// The wall clock's time, which may be set forward and back.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::Body;
@@ -70,7 +70,7 @@ pub(crate) async fn read_at_most<B: Body<Data = Bytes> + Unpin>(
     let (mut bytes, mut length) = (Vec::new(), 0);
     while let Some(frame) = body.frame().await {
         let Ok(piece) = frame?.into_data() else { continue };
-        length += piece.remaining();
+        length += piece.len();
         bytes.extend_from_slice(&piece[..piece.len().min(bytes_max - bytes.len())]);
         if length > read_max {
             break;

@@ -100,12 +100,13 @@ impl RateLimiter {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const S: Duration = Duration::from_secs(1);
 
-    fn taken(count: usize, take: impl FnMut(usize) -> bool) -> usize {
+    /// How many of so many attempts get a token.
+    pub(crate) fn taken(count: usize, take: impl FnMut(usize) -> bool) -> usize {
         (0..count).map(take).filter(|taken| *taken).count()
     }
 

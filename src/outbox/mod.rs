@@ -9,7 +9,7 @@ mod events;
 mod notices;
 pub(crate) mod telegram;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::task::{JoinError, JoinSet};
@@ -23,6 +23,7 @@ use crate::domain::notices::{NoticeKind, Notices};
 use crate::logging::{self, log_text};
 use crate::net::backoff::Backoff;
 use crate::store::{Attempt, Channel, Delivery, Store, StoreError};
+use crate::sync::lock;
 pub(crate) use buyers::Buyers;
 pub(crate) use events::{DISABLED as EVENTS_DISABLED, Events};
 pub(crate) use notices::{Watch, tell_admin};
@@ -153,11 +154,11 @@ impl<C: Courier> Dispatcher<C> {
     /// Claims at most `room` of what is due.
     pub(crate) async fn round(&self, room: usize) -> Round<C::Route> {
         let idle = |next_after, waits_for_growth| Round { taken: Vec::new(), next_after, waits_for_growth };
-        let pause = self.paused_until().saturating_duration_since(self.clock.instant());
         if room == 0 {
-            // Whatever ends makes room, and wakes the loop.
+            // A delivery that ends makes room, and wakes the loop.
             return idle(LOOK_EVERY, false);
         }
+        let pause = self.paused_until().saturating_duration_since(self.clock.instant());
         if !pause.is_zero() {
             return idle(pause, false);
         }
@@ -169,22 +170,20 @@ impl<C: Courier> Dispatcher<C> {
 
     async fn take_up(&self, room: usize) -> Result<Round<C::Route>, StoreError> {
         let mut round = Round { taken: Vec::new(), next_after: LOOK_EVERY, waits_for_growth: true };
-        let Some(route) = self.courier.route().await? else { return Ok(round) };
-        let route = Arc::new(route);
+        let Some(route) = self.courier.route().await?.map(Arc::new) else { return Ok(round) };
         let now = self.clock.now();
         // Without a look first, an idle service would write all the time.
-        let next_due = self.store.next_due(C::CHANNEL).await?;
-        if let Some(due_at) = next_due.filter(|due_at| *due_at > now) {
+        let Some(due_at) = self.store.next_due(C::CHANNEL).await? else { return Ok(round) };
+        if due_at > now {
             round.next_after = until(due_at, now).min(LOOK_EVERY);
+            return Ok(round);
         }
-        if next_due.is_some_and(|due_at| due_at <= now) {
-            self.give_up_old(now).await?;
-            let room = u32::try_from(room).unwrap_or(u32::MAX);
-            let claimed = self.store.claim_due(C::CHANNEL, now, LEASE, room).await?;
-            round.taken = claimed.into_iter().map(|delivery| Taken { route: Arc::clone(&route), delivery }).collect();
-            // There may be more, for which the next round looks.
-            round.next_after = Duration::ZERO;
-        }
+        self.give_up_old(now).await?;
+        let room = u32::try_from(room).unwrap_or(u32::MAX);
+        let claimed = self.store.claim_due(C::CHANNEL, now, LEASE, room).await?;
+        round.taken = claimed.into_iter().map(|delivery| Taken { route: Arc::clone(&route), delivery }).collect();
+        // There may be more, for which the next round looks.
+        round.next_after = Duration::ZERO;
         Ok(round)
     }
 
@@ -240,7 +239,7 @@ impl<C: Courier> Dispatcher<C> {
     }
 
     fn paused_until(&self) -> MutexGuard<'_, Instant> {
-        self.paused_until.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.paused_until)
     }
 
     fn tell(&self, delivery: &Delivery, attempt: &Attempt) {

@@ -85,12 +85,9 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+    use crate::net::rate_limit::tests::taken;
 
     const S: Duration = Duration::from_secs(1);
-
-    fn taken(count: usize, take: impl FnMut(usize) -> bool) -> usize {
-        (0..count).map(take).filter(|taken| *taken).count()
-    }
 
     #[test]
     fn each_client_has_a_bucket_of_its_own() {

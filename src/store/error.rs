@@ -319,25 +319,25 @@ impl Localized for DecisionError {
 
 /// An error of a job of the writer.
 pub(super) trait WriteError: From<StoreError> + Send + 'static {
-    /// The failure of the database, as opposed to a refusal.
-    fn failure(&self) -> Option<&Failure>;
+    /// Whether the database failed, as opposed to a refusal.
+    fn is_failure(&self) -> bool;
 }
 
 impl WriteError for StoreError {
-    fn failure(&self) -> Option<&Failure> {
-        if let Self::Failed(failure) = self { Some(failure) } else { None }
+    fn is_failure(&self) -> bool {
+        matches!(self, Self::Failed(_))
     }
 }
 
 impl WriteError for AccountError {
-    fn failure(&self) -> Option<&Failure> {
-        if let Self::Store(error) = self { error.failure() } else { None }
+    fn is_failure(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_failure())
     }
 }
 
 impl WriteError for DecisionError {
-    fn failure(&self) -> Option<&Failure> {
-        if let Self::Store(error) = self { error.failure() } else { None }
+    fn is_failure(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_failure())
     }
 }
 

@@ -81,7 +81,7 @@ pub(crate) enum Attempt {
     Sent,
     /// It is to be tried again then.
     Again { at: Timestamp, error: String },
-    /// It could not be tried, which leaves as many attempts as there were before, and is to be tried then.
+    /// The delivery could not be tried. It is due at `at`, with as many attempts as before.
     NotNow { at: Timestamp, attempts_before: u32, error: String },
     /// It will never arrive.
     Failed { error: String },

@@ -1,4 +1,4 @@
-//! What the service does by itself, with or without something going wrong in it, compared with what it promises.
+//! Rounds of the service's loops, with and without faults in them, compared with the promises of the service.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -128,7 +128,7 @@ impl Run {
                 let reply = self.world_mut().act(act).await;
                 self.world().faults().disarm();
                 let copy = copy.lock().unwrap().take();
-                // It may have had fewer steps.
+                // The round may have had fewer steps than the fault waits for.
                 let Some(copy) = copy else { return (reply, Ended::Well) };
                 self.go_on_with(copy).await;
                 (reply, Ended::Crashed)

@@ -271,7 +271,7 @@ fn every_write_finds_a_lock_and_a_commit_that_fails() {
     assert!(failed > 50, "{failed}");
 }
 
-/// What the service does by itself, with what comes before it.
+/// Rounds of the service's loops, with the writes that come before them.
 fn acts() -> Vec<(&'static str, Vec<Op>, Vec<Act>, Act)> {
     let settled = || vec![create("A1"), paid("A1", "T1")];
     let channel = Channel::Telegram;

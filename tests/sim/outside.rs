@@ -29,7 +29,7 @@ pub(super) enum Fate {
         body: String,
         retry_after_s: Option<u64>,
     },
-    /// It arrives, and the answer does not.
+    /// The request arrives, and its answer does not.
     Unanswered,
     NotConnected,
 }

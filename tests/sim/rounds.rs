@@ -120,7 +120,7 @@ impl Model {
         let (_, given_up) = self.apply(&Op::GiveUp { channel, until, now }).swap_remove(0);
         let claim = Op::Claim { channel, now, limit: u32::try_from(room).unwrap() };
         let (reply, claimed) = given_up.apply(&claim).swap_remove(0);
-        // Whoever does not hear of its claim has nothing in hand.
+        // A process whose claim was not confirmed delivers nothing.
         let unheard = possible("", &claimed);
         Ends::of(vec![possible("", self), possible("", &given_up), unheard, possible(&reply, &claimed)])
     }

@@ -8,15 +8,12 @@ use qrcode::QrCode;
 use qrcode::render::unicode::Dense1x2;
 
 use super::{parse_amount, show};
-use crate::cli::{output, parse_language};
+use crate::cli::{gateways, output, parse_language};
 use crate::config::{CREDITS_MAX, Config, Current, faults_of_gateway_text};
-use crate::domain::clock::Clock;
 use crate::domain::failure::LocalizedError;
 use crate::domain::language::{Language, Localized, localized};
 use crate::domain::money::Amount;
-use crate::net::client::Client;
 use crate::payments::checkout::{Cashier, Checkout, CheckoutError, DEFAULT_PAYMENT_TYPE, Goods, Wish, is_payment_type};
-use crate::payments::gateways::Gateways;
 use crate::process::exit::{Exit, eprint, usage};
 use crate::store::{Opening, Store};
 
@@ -66,7 +63,7 @@ pub(super) async fn run(arguments: Create, config: &Config) -> anyhow::Result<Ex
         .map_err(impossible)?;
     let store = Store::open(config, Opening::Create).await?;
     let config = Current::new(config.clone());
-    let gateways = Arc::new(Gateways::new(&config, &store, &Client::new(), &Clock::system()));
+    let gateways = Arc::new(gateways(&config, &store));
     let created = Cashier::new(&config, &store, &gateways).create(wish).await;
     store.close().await?;
     let Checkout { order, remark, .. } = created.map_err(impossible)?;
@@ -113,9 +110,7 @@ fn print_qr_code(text: &str) -> anyhow::Result<()> {
 }
 
 fn parse_payment_type(text: &str) -> Result<String, LocalizedError> {
-    is_payment_type(text)
-        .then(|| text.to_owned())
-        .ok_or_else(|| LocalizedError::from(localized!("cli.bad_payment_type")))
+    is_payment_type(text).then(|| text.to_owned()).ok_or_else(|| localized!("cli.bad_payment_type").into())
 }
 
 fn parse_text_to_gateway(text: &str) -> Result<String, LocalizedError> {

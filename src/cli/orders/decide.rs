@@ -4,15 +4,13 @@ use serde_json::json;
 
 use super::{open, show};
 use crate::channel::epay::client::GatewayError;
-use crate::cli::output;
 use crate::cli::users::parse_reason;
+use crate::cli::{gateways, output};
 use crate::config::{Config, Current};
-use crate::domain::clock::{Clock, Timestamp};
+use crate::domain::clock::Timestamp;
 use crate::domain::failure::LocalizedError;
 use crate::domain::language::{localized, text};
 use crate::domain::order::OrderNo;
-use crate::net::client::Client;
-use crate::payments::gateways::Gateways;
 use crate::payments::manual::{self, SettleOptions, SettledByHand};
 use crate::payments::refund::{Manner, Refunded, refund};
 use crate::process::exit::{Exit, eprint};
@@ -78,7 +76,7 @@ impl Decision {
 pub(super) async fn settle(arguments: Settle, config: &Config) -> anyhow::Result<Exit> {
     let language = config.language;
     let store = open(config).await?;
-    let gateways = Gateways::new(&Current::new(config.clone()), &store, &Client::new(), &Clock::system());
+    let gateways = gateways(&Current::new(config.clone()), &store);
     let Settle { decision, trade_no, paid_outside, force } = arguments;
     let options = SettleOptions { trade_no, paid_outside, force };
     let settled = manual::settle(&gateways, &store, decision.by_hand(), options).await;
@@ -110,7 +108,7 @@ pub(super) async fn cancel(decision: Decision, config: &Config) -> anyhow::Resul
     let order = store.cancel(decision.by_hand()).await?;
     // Where the gateway can, it is told to take no payment for it any more. Money that comes all the same is put into review.
     let current = Current::new(config.clone());
-    if let Some(gateway) = Gateways::new(&current, &store, &Client::new(), &Clock::system()).of(&order.terms.merchant) {
+    if let Some(gateway) = gateways(&current, &store).of(&order.terms.merchant) {
         match gateway.close(&order.terms.order_no).await {
             Ok(()) | Err(GatewayError::Unsupported | GatewayError::UnknownOrder) => {}
             Err(error) => eprint(&text!(language, "cli.not_closed", cause = error)),
@@ -123,7 +121,7 @@ pub(super) async fn cancel(decision: Decision, config: &Config) -> anyhow::Resul
 pub(super) async fn refund_order(arguments: Refund, config: &Config) -> anyhow::Result<Exit> {
     let language = config.language;
     let store = open(config).await?;
-    let gateways = Gateways::new(&Current::new(config.clone()), &store, &Client::new(), &Clock::system());
+    let gateways = gateways(&Current::new(config.clone()), &store);
     let manner = Manner { by_hand: arguments.by_hand, even_if_spent: arguments.even_if_spent, again: arguments.again };
     let refunded = refund(&gateways, &store, arguments.decision.by_hand(), manner).await;
     let credits = match &refunded {
@@ -159,5 +157,5 @@ pub(super) async fn refund_order(arguments: Refund, config: &Config) -> anyhow::
 
 fn parse_trade_no(text: &str) -> Result<String, LocalizedError> {
     let fits = (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-    fits.then(|| text.to_owned()).ok_or_else(|| LocalizedError::from(localized!("cli.bad_trade_no")))
+    fits.then(|| text.to_owned()).ok_or_else(|| localized!("cli.bad_trade_no").into())
 }

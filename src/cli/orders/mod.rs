@@ -3,7 +3,7 @@
 mod create;
 mod decide;
 
-use super::output;
+use super::{chosen, output};
 use crate::config::Config;
 use crate::domain::clock::Timestamp;
 use crate::domain::failure::{LocalizedError, failure};
@@ -159,13 +159,12 @@ fn status_name(status: OrderStatus, language: Language) -> String {
 }
 
 fn parse_status(text: &str) -> Result<OrderStatus, LocalizedError> {
-    OrderStatus::from_name(text)
-        .ok_or_else(|| LocalizedError::from(localized!("cli.not_one_of", known = OrderStatus::known())))
+    chosen(OrderStatus::from_name(text), OrderStatus::known)
 }
 
 fn parse_amount(text: &str) -> Result<Amount, LocalizedError> {
     Amount::parse_price(text)
         .ok()
         .filter(|amount| amount.fen() > 0)
-        .ok_or_else(|| LocalizedError::from(localized!("config.bad_price", value = text)))
+        .ok_or_else(|| localized!("config.bad_price", value = text).into())
 }

@@ -30,7 +30,7 @@ pub(super) async fn serve(host: Arc<Host>, listener: UnixListener) {
         let host = Arc::clone(&host);
         tokio::spawn(async move {
             let _slot = slot;
-            // Whoever asked may go away at any time.
+            // The command that asked may end at any time.
             let _ = answer(&host, BufReader::new(stream)).await;
         });
     }

@@ -1,6 +1,6 @@
 //! The audit of an SQLite database: its rows, read for [`books`](crate::store::audit::books).
 //!
-//! It trusts nothing that the schema promises: a trigger or an index may have been dropped, a row changed by another program. So
+//! The audit trusts no promise of the schema: a trigger or an index may have been dropped, a row changed by another program. So
 //! each table is read in the order of its orders, and they are laid side by side: one pass, whatever indexes there are, and memory
 //! for one order at a time. It only reads, and all from one snapshot, so that a database which is written to meanwhile looks still.
 

@@ -105,15 +105,14 @@ impl Database {
         let (mut rescued, told) = earlier.map(|trouble| (trouble.rescued, trouble.told)).unwrap_or_default();
         // The error of putting the files right; none where a person has to do that.
         let result = match standing {
-            Standing::Other(_) if rescued.is_none() && self.connection.is_some() => {
+            _ if self.connection.is_none() => self.open_again().map_err(Some),
+            Standing::NoDatabase => self.write_back().map_err(Some),
+            Standing::NoLog => self.empty_log().and_then(|()| self.open_again()).map_err(Some),
+            Standing::NoIndex | Standing::Same => self.open_again().map_err(Some),
+            Standing::Other(_) if rescued.is_none() => {
                 self.rescue().map(|path| rescued = Some(path)).map_err(Some).and(Err(None))
             }
-            Standing::Other(_) | Standing::Hidden(..) if self.connection.is_some() => Err(None),
-            Standing::NoDatabase if self.connection.is_some() => self.write_back().map_err(Some),
-            Standing::NoLog if self.connection.is_some() => {
-                self.empty_log().and_then(|()| self.open_again()).map_err(Some)
-            }
-            _ => self.open_again().map_err(Some),
+            Standing::Other(_) | Standing::Hidden(..) => Err(None),
         };
         let Err(error) = result else {
             log::warn!(target: TARGET, "{}", log_text!("log.place_restored", path = self.place.path().display()));

@@ -131,7 +131,7 @@ impl<T, E: WriteError, F: FnOnce(&Connection, WriterState) -> Result<T, E>> Step
 }
 
 fn has_failed<T, E: WriteError>(result: Option<&Result<T, E>>) -> bool {
-    matches!(result, Some(Err(error)) if error.failure().is_some())
+    matches!(result, Some(Err(error)) if error.is_failure())
 }
 
 /// The job's own error, else that of the commit, else its result.

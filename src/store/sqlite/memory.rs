@@ -1,4 +1,4 @@
-//! What the service remembers over a restart, and what the operator has to hear of.
+//! Values that survive a restart, and the receipts that the operator has to hear of.
 
 use rusqlite::{Connection, OptionalExtension, params};
 

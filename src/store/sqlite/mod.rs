@@ -246,7 +246,7 @@ impl Interruptible for StoreError {
 
 impl Interruptible for OpenError {
     fn interrupted() -> Self {
-        Self::Failed(Failure::new("the work was interrupted"))
+        Self::Failed(Failure::new(StoreError::Closed))
     }
 }
 

@@ -151,7 +151,7 @@ fn attempted(db: &Connection, id: i64, attempt: &Attempt, now: Timestamp) -> Res
         Attempt::Failed { error } => (DeliveryState::Failed, None, Some(error), None),
     };
     let finished_at = due_at.is_none().then(|| now.ms());
-    // Whoever overran its lease may find that another one has delivered it in the meantime, which then stays true.
+    // After its lease a deliverer may report late: a row that another one has delivered meanwhile stays delivered.
     db.prepare_cached(
         "UPDATE outbox SET state = :state, due_at_ms = coalesce(:due_at, due_at_ms),
              attempts = min(attempts, coalesce(:attempts_max, attempts)), error = :error, finished_at_ms = :finished_at

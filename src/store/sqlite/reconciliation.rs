@@ -95,7 +95,7 @@ pub(super) fn plan(db: &Connection, order_id: i64, merchant: &str, at: Timestamp
 
 /// Has an order asked about soon, whatever its schedule says, but not for ever sooner.
 pub(super) fn ask_soon(db: &Connection, order_id: i64, merchant: &str, now: Timestamp) -> Result<(), StoreError> {
-    // What was asked in the future was asked before the clock was set back.
+    // A question with a later time was asked before the clock was set back.
     let last: Option<i64> = db
         .prepare_cached("SELECT max(asked_at_ms) FROM answers WHERE order_id = ? AND asked_at_ms <= ?")?
         .query_row([order_id, now.ms()], |row| row.get(0))?;

@@ -145,11 +145,8 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
 
 /// Opens a database for reading. It must be there and up to date.
 pub(super) fn open_read_only(path: &Path) -> Result<Connection, OpenError> {
-    let db = match open_unchanging(path)? {
-        (db, VERSION) => db,
-        (_, 0) => return Err(OpenError::Missing(path.to_owned())),
-        (_, found) => return Err(OpenError::Older { path: path.to_owned(), found, known: VERSION }),
-    };
+    let (db, version) = open_unchanging(path)?;
+    must_be_newest(path, version)?;
     db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     let differences = differences(&db, VERSION)?;
     if !differences.is_empty() {
@@ -166,6 +163,15 @@ pub(super) fn open_for_audit(path: &Path) -> Result<Connection, OpenError> {
     match open_unchanging(path)? {
         (db, VERSION) => Ok(db),
         (_, found) => Err(OpenError::Older { path: path.to_owned(), found, known: VERSION }),
+    }
+}
+
+/// Refuses an older version, which is not to be brought up to date here. A file without a version has no database in it yet.
+fn must_be_newest(path: &Path, found: u32) -> Result<(), OpenError> {
+    match found {
+        VERSION => Ok(()),
+        0 => Err(OpenError::Missing(path.to_owned())),
+        _ => Err(OpenError::Older { path: path.to_owned(), found, known: VERSION }),
     }
 }
 
@@ -275,10 +281,8 @@ fn prepare(path: &Path, mode: Mode) -> Result<Connection, EngineError> {
     let snapshot = db.transaction()?;
     let version = check(&snapshot, path, rule)?;
     snapshot.commit()?;
-    if mode == Mode::Existing && version < VERSION {
-        let path = path.to_owned();
-        let older = OpenError::Older { path: path.clone(), found: version, known: VERSION };
-        return Err(EngineError::Refused(if version == 0 { OpenError::Missing(path) } else { older }));
+    if mode == Mode::Existing {
+        must_be_newest(path, version)?;
     }
     close_to_others(path)?;
     switch_to_wal(&db)?;

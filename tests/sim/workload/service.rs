@@ -1,4 +1,4 @@
-//! What the service does by itself, and the time that passes: rounds of its loops in an order that a seed decides.
+//! Time passes, and the service's loops run their rounds, in an order that a seed decides.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

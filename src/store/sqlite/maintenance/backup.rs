@@ -14,10 +14,11 @@ use super::audit::audit;
 use super::copy::{self, Progress};
 use super::place::BESIDE;
 use super::schema::SchemaRule;
-use super::{DatabaseFile, Failure, OpenError, StoreError, schema};
+use super::{DatabaseFile, OpenError, schema};
 use crate::domain::language::{Language, Localized, text};
 use crate::files::{Audience, FileIdentity, with_ending};
 use crate::store::audit::Audit;
+use crate::store::sqlite::{Interruptible, blocking};
 
 /// How many pages are copied before the progress is told.
 const PAGES_PER_STEP: i32 = 64;
@@ -119,11 +120,10 @@ impl DatabaseFile {
     }
 }
 
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, BackupError> + Send + 'static,
-) -> Result<T, BackupError> {
-    let interrupted = |_| Err(OpenError::Failed(Failure::new(StoreError::Closed)).into());
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(interrupted)
+impl Interruptible for BackupError {
+    fn interrupted() -> Self {
+        OpenError::interrupted().into()
+    }
 }
 
 fn back_up(

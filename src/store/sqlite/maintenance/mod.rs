@@ -6,7 +6,7 @@ mod restore;
 
 use std::path::PathBuf;
 
-use super::{Failure, OpenError, StoreError, audit, copy, place, reconciliation, schema};
+use super::{OpenError, audit, copy, place, reconciliation, schema};
 use crate::config::DatabaseUrl;
 pub(crate) use backup::BackupError;
 pub(crate) use inspection::Inspection;

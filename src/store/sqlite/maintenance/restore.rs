@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::backup::{BackupError, Replica, blocking, io_at, is_damage, make_single, refuse_own_file, sync_directory};
+use super::backup::{BackupError, Replica, io_at, is_damage, make_single, refuse_own_file, sync_directory};
 use super::place::BESIDE;
 use super::schema::SchemaRule;
 use super::{DatabaseFile, OpenError, reconciliation, schema};
 use crate::domain::clock::Timestamp;
 use crate::files::{self, Audience, FileIdentity, with_ending};
 use crate::store::audit::Audit;
+use crate::store::sqlite::blocking;
 
 /// A copy that may take the database's place: on the same file system already, and audited.
 pub(crate) struct Candidate {
